@@ -1,0 +1,462 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * backend.h - the one bridge between fs/ and backend/.
+ *
+ * fs/ and mountd/ see the host only through this header: no libvirt, libnbd or
+ * libguestfs type crosses it.  It has four parts: the host itself, the inventory
+ * (immutable lists, never blocking), actions and queries (jobs that end by a
+ * callback), and streams (asynchronous reads of point-in-time data).
+ *
+ * Threads: every function here may be called from any thread and returns
+ * without waiting for libvirt, QEMU or a disk, except where its comment says
+ * "blocks".  Callbacks come from a worker thread, with no lock held, exactly
+ * once, and never from inside the call that submitted the work.
+ *
+ * Errors: GError in the domain BE_ERROR; the code is a positive errno and the
+ * message a sentence for the user.
+ */
+#pragma once
+
+#include <glib.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#define BE_ERROR (be_error_quark())
+GQuark be_error_quark(void);
+
+/* ---- The host ----------------------------------------------------------- */
+
+typedef struct Be Be;
+
+/**
+ * BeQuiesce: whether the guest's file systems are frozen around an instant.
+ */
+typedef enum {
+    BE_QUIESCE_DEFAULT,        /* as the mount says; of the mount: try */
+    BE_QUIESCE_TRY,            /* if the agent answers; `consistency` says what came of it */
+    BE_QUIESCE_REQUIRE,        /* or nothing is made */
+    BE_QUIESCE_OFF,
+} BeQuiesce;
+
+/**
+ * be_quiesce_parse: "try", "require", "off".  Returns: FALSE for anything else.
+ */
+gboolean be_quiesce_parse(const char *word, BeQuiesce *ret_quiesce);
+
+/**
+ * BeConfig: what the backend is started with.  The strings belong to the
+ * caller and are copied.
+ */
+typedef struct {
+    const char *uri;           /* libvirt URI, "qemu:///system" */
+    const char *state_dir;     /* journal and records; survives a reboot */
+    const char *run_dir;       /* sockets; mode 0711, ours */
+    const char *scratch_dir;   /* scratch images of running backups */
+    const char *domains_glob;  /* show only these machines; NULL: all */
+    gboolean read_only;        /* open libvirt read-only, refuse actions */
+    guint64 scratch_reserve;   /* bytes that must stay free on scratch_dir */
+    BeQuiesce quiesce;         /* of backups that do not say */
+} BeConfig;
+
+/**
+ * BeEventKind: what an observer is told.
+ */
+typedef enum {
+    BE_EVENT_CONNECTED,
+    BE_EVENT_DISCONNECTED,
+    BE_EVENT_DOMAIN_ADDED,
+    BE_EVENT_DOMAIN_REMOVED,
+    BE_EVENT_DOMAIN_STATE,
+    BE_EVENT_BACKUP_STARTED,
+    BE_EVENT_BACKUP_ENDED,
+    BE_EVENT_BACKUP_FAILED,
+    BE_EVENT_WARNING,
+} BeEventKind;
+
+/**
+ * BeEvent: one thing that happened, by us or behind our back.
+ */
+typedef struct {
+    BeEventKind kind;
+    gint64 time_us;            /* real time, microseconds since the epoch */
+    const char *domain_uuid;   /* NULL where the host is meant */
+    const char *domain_name;
+    const char *object_id;     /* identity of a backup, or NULL */
+    const char *object_name;
+    int errnum;                /* for failures and warnings, else 0 */
+    const char *text;          /* a sentence, or NULL */
+} BeEvent;
+
+typedef void (*BeObserver)(const BeEvent *event, gpointer user);
+
+/**
+ * be_new:
+ * @config: settings, copied
+ *
+ * Prepares a backend: checks and makes the directories, takes the lock of the
+ * state directory.  Starts no thread, so a caller may fork afterwards.  Blocks
+ * on local files only.
+ *
+ * Returns: the backend, or NULL: EBUSY when another process serves this host
+ * from the same state directory, EACCES or EPERM when a directory is not ours
+ * or has a wrong mode, ENAMETOOLONG when a socket below run_dir would have
+ * more than 107 bytes.
+ */
+Be *be_new(const BeConfig *config, GError **error);
+
+/**
+ * be_set_observer: before be_start(), once.
+ * @observer: called for each event, from a backend thread with no lock held;
+ *   must return quickly and must not call be_stop()
+ */
+void be_set_observer(Be *be, BeObserver observer, gpointer user);
+
+/**
+ * be_start: starts the threads (events, queries, actions), tries to connect
+ * once and reads the first inventory; recovers what a crash left.  Blocks,
+ * at most 10 s.  A host that cannot be reached is no error: the backend
+ * retries with back-off.
+ *
+ * Returns: FALSE only where nothing can work (EINVAL: a URI libvirt refuses).
+ */
+gboolean be_start(Be *be, GError **error);
+
+/**
+ * be_stop: cancels queued jobs, waits for running ones (bounded), ends the
+ * backups of this mount, closes streams and connections, joins the threads.
+ * Blocks, at most 60 s.  Each callback still due is called before it returns.
+ */
+void be_stop(Be *be);
+
+void be_free(Be *be);
+
+const char *be_uri(Be *be);
+
+/**
+ * be_capabilities_fetch: the host's capabilities XML; be_text_done as below.
+ */
+typedef struct BeJob BeJob;
+typedef void (*BeTextDone)(const char *text, const GError *error, gpointer user);
+void be_capabilities_fetch(Be *be, BeTextDone done, gpointer user);
+
+/**
+ * be_stats_print: appends "key: value" lines about connection, jobs and
+ * streams.  Never blocks.
+ */
+void be_stats_print(Be *be, GString *out);
+
+/**
+ * be_scratch_space: size and free bytes of the file system of scratch_dir, as
+ * last seen (0 before that); for statfs.
+ */
+void be_scratch_space(Be *be, guint64 *ret_total, guint64 *ret_available);
+
+/* ---- Inventory ---------------------------------------------------------- */
+
+typedef enum {
+    BE_DOMAIN_NOSTATE,
+    BE_DOMAIN_RUNNING,
+    BE_DOMAIN_BLOCKED,
+    BE_DOMAIN_PAUSED,
+    BE_DOMAIN_SHUTDOWN,
+    BE_DOMAIN_SHUTOFF,
+    BE_DOMAIN_CRASHED,
+    BE_DOMAIN_PMSUSPENDED,
+} BeDomainState;
+
+const char *be_domain_state_name(BeDomainState state);
+
+/**
+ * BeDomain: what is known of one domain; immutable.
+ */
+typedef struct {
+    gatomicrefcount refs;
+    char *uuid;                /* 36 characters */
+    char *name;                /* libvirt's name, raw bytes */
+    int id;                    /* -1 when not active */
+    BeDomainState state;
+    gint64 seen_us;            /* real time when we first saw it */
+} BeDomain;
+
+BeDomain *be_domain_ref(BeDomain *domain);
+void be_domain_unref(BeDomain *domain);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeDomain, be_domain_unref)
+
+/**
+ * BeDomainList: all domains at one moment; immutable, sorted by name.
+ */
+typedef struct {
+    gatomicrefcount refs;
+    guint64 generation;        /* another list has another number */
+    GPtrArray *domains;        /* of BeDomain */
+    GHashTable *by_uuid;       /* char * -> BeDomain */
+} BeDomainList;
+
+BeDomainList *be_domain_list_ref(BeDomainList *list);
+void be_domain_list_unref(BeDomainList *list);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeDomainList, be_domain_list_unref)
+
+/**
+ * be_domains: the newest list, possibly stale (see be_refresh()).
+ * Returns: a new reference, never NULL.
+ */
+BeDomainList *be_domains(Be *be);
+
+/**
+ * be_domain_find: Returns: a new reference, or NULL when there is no such
+ * domain in the newest list.
+ */
+BeDomain *be_domain_find(Be *be, const char *uuid);
+
+/**
+ * be_is_fresh: whether the inventory is younger than 0.5 s, or cannot be had
+ * younger now (the connection is down, or a refresh hangs for over 1 s).
+ */
+gboolean be_is_fresh(Be *be);
+
+/**
+ * be_refresh: reads the inventory again unless that is under way, and calls
+ * @done when it is there or after 1 s, whichever is first.
+ */
+typedef void (*BeRefreshDone)(gpointer user);
+void be_refresh(Be *be, BeRefreshDone done, gpointer user);
+
+/**
+ * be_domain_xml_fetch: the XML of a domain as `virsh dumpxml` prints it.
+ * Query job.  ENOENT, EHOSTUNREACH, ETIMEDOUT.
+ */
+void be_domain_xml_fetch(Be *be, const char *uuid, BeTextDone done, gpointer user);
+
+/* ---- Actions ------------------------------------------------------------ */
+
+/**
+ * BeCaller: who asks; for the owner of what is made and for messages.
+ */
+typedef struct {
+    uid_t uid;
+    gid_t gid;
+    pid_t pid;
+} BeCaller;
+
+/**
+ * BeDone: the end of an action.  @error is NULL when it succeeded and belongs
+ * to the job otherwise.  ECANCELED: cancelled, and the state is as before.
+ */
+typedef void (*BeDone)(const GError *error, gpointer user);
+
+BeJob *be_job_ref(BeJob *job);
+void be_job_unref(BeJob *job);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeJob, be_job_unref)
+
+/**
+ * be_job_cancel: asks for the end of a job.  A queued one ends with ECANCELED
+ * soon; a running one that can be stopped is stopped and undone; any other
+ * goes on.  Allowed at any time, also after the end.
+ *
+ * Returns: FALSE when the job goes on to its end whatever we ask.
+ */
+gboolean be_job_cancel(BeJob *job);
+
+/**
+ * be_domain_job_print: text for `job` of a domain: the job that runs now, ours
+ * or somebody else's; nothing when none runs.  Text of "key: value" lines.
+ */
+void be_domain_job_fetch(Be *be, const char *uuid, BeTextDone done, gpointer user);
+
+/**
+ * be_domain_busy: what would make an action on this domain wait, as a sentence
+ * ("backup 'tue' is running since 02:00; end it with rmdir backups/tue"), or
+ * NULL.  Free with g_free().
+ */
+char *be_domain_busy(Be *be, const char *uuid);
+
+/**
+ * be_domain_suspend, be_domain_resume: stops or continues the virtual CPUs.
+ * ENOENT, EBUSY (another action or backup phase is in the way), EINVAL (not
+ * running / not paused), EHOSTUNREACH, ETIMEDOUT.
+ * Returns: the job; a reference that the caller owns.
+ */
+BeJob *be_domain_suspend(Be *be, const char *uuid, BeDone done, gpointer user);
+BeJob *be_domain_resume(Be *be, const char *uuid, BeDone done, gpointer user);
+
+/**
+ * be_domain_freeze: freezes the guest's file systems.
+ * @mountpoints: NULL-terminated, copied; NULL: all
+ * @seconds: after which it is thawed by us, whatever happens: 1 to 60
+ *
+ * EBUSY (frozen already, by us or by somebody else), EHOSTDOWN (no agent),
+ * EINVAL (not running), ETIMEDOUT.
+ * (libvirt: virDomainFSFreeze)
+ */
+BeJob *be_domain_freeze(Be *be, const char *uuid, const char *const *mountpoints, guint seconds,
+                        BeDone done, gpointer user);
+
+/**
+ * be_domain_thaw: thaws, also what somebody else has frozen; harmless when
+ * nothing is.
+ */
+BeJob *be_domain_thaw(Be *be, const char *uuid, BeDone done, gpointer user);
+
+/* ---- Backups ------------------------------------------------------------ */
+
+typedef struct BeStream BeStream;
+
+typedef enum {
+    BE_BACKUP_RUNNING,
+    BE_BACKUP_ENDING,
+    BE_BACKUP_FAILED,
+    BE_BACKUP_GONE,            /* ended; the object lives for its open files */
+} BeBackupState;
+
+typedef enum {
+    BE_CONSISTENCY_APPLICATION,
+    BE_CONSISTENCY_FILESYSTEM,
+    BE_CONSISTENCY_CRASH,
+    BE_CONSISTENCY_OFFLINE,
+} BeConsistency;
+
+const char *be_backup_state_name(BeBackupState state);
+const char *be_consistency_name(BeConsistency consistency);
+
+/**
+ * BeDisk: one disk of a backup; constant from the moment the backup exists.
+ */
+typedef struct {
+    char *target;              /* "vda" */
+    guint64 size;              /* virtual size in bytes */
+    guint64 allocated;         /* bytes, an estimate until the map is known */
+    BeStream *stream;
+} BeDisk;
+
+/**
+ * BeBackup: one backup of one domain.  The fields are constant from the moment
+ * it is listed until it is freed; what changes is asked for by function.
+ */
+typedef struct {
+    gatomicrefcount refs;
+    char *id;                  /* random, the identity */
+    char *name;
+    char *domain_uuid;
+    char *domain_name;
+    gint64 created_us;         /* the point in time, real time */
+    BeCaller owner;
+    BeConsistency consistency;
+    gint64 frozen_us;          /* how long the guest was frozen for it; 0: not at all */
+    char *domain_xml;
+    char *backup_xml;          /* as libvirt reports it; "" for an offline one */
+    GPtrArray *disks;          /* of BeDisk, in the order of the domain XML */
+} BeBackup;
+
+BeBackup *be_backup_ref(BeBackup *backup);
+void be_backup_unref(BeBackup *backup);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeBackup, be_backup_unref)
+
+/**
+ * be_backups: the backups of a domain (NULL: of all) that exist now, oldest first.
+ * Returns: (element BeBackup): a new array with references, never NULL.
+ */
+GPtrArray *be_backups(Be *be, const char *uuid);
+
+/**
+ * be_backup_state: the state now; @ret_reason (may be NULL) gets why it is so,
+ * or NULL, to free with g_free().
+ */
+BeBackupState be_backup_state(BeBackup *backup, char **ret_reason);
+
+/**
+ * be_backup_job_print: appends "key: value" lines: kind, object, bytes, percent.
+ */
+void be_backup_job_print(BeBackup *backup, GString *out);
+
+typedef struct {
+    const char *const *only;   /* targets, NULL-terminated, or NULL: all */
+    const char *scratch_dir;   /* or NULL: the mount's */
+    BeQuiesce quiesce;
+} BeBackupOptions;
+
+/**
+ * be_backup_begin:
+ * @name: a valid name, not one of an existing backup (the caller checks)
+ * @options: copied; NULL: defaults
+ *
+ * Starts a backup of a domain: all disks at one instant.  The backup is listed
+ * by be_backups() before @done is called, and only when it succeeded.
+ * Disks left out are told as BE_EVENT_WARNING.
+ * ENOENT, EEXIST, EBUSY at once when a job is in the way, EACCES, ENOSPC,
+ * EOPNOTSUPP, EHOSTUNREACH, ETIMEDOUT; ECANCELED.
+ * (libvirt: virDomainBackupBegin; QEMU: qemu-nbd for a domain that is off.)
+ */
+BeJob *be_backup_begin(Be *be, const char *uuid, const char *name, const BeBackupOptions *options,
+                       const BeCaller *caller, BeDone done, gpointer user);
+
+/**
+ * be_backup_end: ends a backup and removes all that belonged to it.
+ * @done is called when it ended, with ECANCELED never.  Reads still under way
+ * fail with EIO.  Ending a backup twice joins the first.
+ */
+BeJob *be_backup_end(Be *be, BeBackup *backup, BeDone done, gpointer user);
+
+/* ---- Streams ------------------------------------------------------------ */
+
+BeStream *be_stream_ref(BeStream *stream);
+void be_stream_unref(BeStream *stream);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeStream, be_stream_unref)
+
+/**
+ * be_stream_size: bytes; constant.
+ */
+guint64 be_stream_size(BeStream *stream);
+
+/**
+ * be_stream_allocated: bytes that are data: exact when the allocation map is
+ * known, else the estimate the stream was made with.
+ */
+guint64 be_stream_allocated(BeStream *stream);
+
+/**
+ * BeReader: one open file on a stream: its own read-ahead and position.
+ */
+typedef struct BeReader BeReader;
+
+/**
+ * be_reader_new: starts nothing; the first read connects.
+ */
+BeReader *be_reader_new(BeStream *stream);
+void be_reader_free(BeReader *reader);
+
+/**
+ * BeReadDone: the end of a read.
+ * @iov: @count parts that together are the bytes read, valid only during the
+ *   call; NULL on failure.  Fewer bytes than asked for only at the end.
+ * @errnum: 0 or a positive errno: EIO, ETIMEDOUT, ECANCELED.
+ */
+typedef void (*BeReadDone)(const struct iovec *iov, int count, int errnum, gpointer user);
+
+typedef struct BeRead BeRead;
+
+/**
+ * be_reader_read: reads @length bytes at @offset; clamped to the size.
+ * Returns: a handle for be_read_cancel(), owned by the caller, to be released
+ * by be_read_unref() in or after @done.
+ */
+BeRead *be_reader_read(BeReader *reader, guint64 offset, gsize length, BeReadDone done, gpointer user);
+
+/**
+ * be_read_cancel: ends a read with ECANCELED soon; the transfer below it is
+ * left to finish.  Harmless after the end.
+ */
+void be_read_cancel(BeRead *read);
+void be_read_unref(BeRead *read);
+
+/**
+ * BeSeekDone: @offset: what lseek(2) returns, or -1 with @errnum set (ENXIO at
+ * or behind the end, EIO).
+ */
+typedef void (*BeSeekDone)(gint64 offset, int errnum, gpointer user);
+
+/**
+ * be_stream_seek: SEEK_DATA (@data TRUE) or SEEK_HOLE from @offset.  The
+ * allocation map is fetched at the first call and kept.
+ */
+void be_stream_seek(BeStream *stream, guint64 offset, gboolean data, BeSeekDone done, gpointer user);

@@ -1,0 +1,496 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * backup.c - the list of backups, the state of each, and how one is failed.
+ *
+ * Any thread for the accessors; workers for what blocks.  The list's lock and
+ * a backup's lock are held for field work only.
+ */
+#include "backend/backup.h"
+
+#include <errno.h>
+#include <libvirt/libvirt.h>
+#include <libvirt/virterror.h>
+#include <string.h>
+
+#include "backend/error.h"
+#include "backend/freeze.h"
+#include "backend/stream.h"
+
+struct BeBackups {
+    GMutex lock;
+    GPtrArray *list;           /* of Backup, oldest first; guarded by lock */
+    GPtrArray *orphans;        /* of Backup, of the journal, fate unknown; guarded by lock */
+};
+
+/* ---- Names of enums ----------------------------------------------------------- */
+
+static const char *const state_names[] = {
+    [BE_BACKUP_RUNNING] = "running",
+    [BE_BACKUP_ENDING] = "ending",
+    [BE_BACKUP_FAILED] = "failed",
+    [BE_BACKUP_GONE] = "gone",
+};
+
+const char *be_backup_state_name(BeBackupState state)
+{
+    return state_names[state];
+}
+
+static const char *const consistency_names[] = {
+    [BE_CONSISTENCY_APPLICATION] = "application",
+    [BE_CONSISTENCY_FILESYSTEM] = "filesystem",
+    [BE_CONSISTENCY_CRASH] = "crash",
+    [BE_CONSISTENCY_OFFLINE] = "offline",
+};
+
+const char *be_consistency_name(BeConsistency consistency)
+{
+    return consistency_names[consistency];
+}
+
+/* ---- One backup ---------------------------------------------------------------- */
+
+static void disk_free(gpointer data)
+{
+    BeDisk *disk = data;
+
+    be_stream_unref(disk->stream);
+    g_free(disk->target);
+    g_free(disk);
+}
+
+Backup *backup_new(Be *be, const char *id, const char *name, const char *domain_uuid,
+                   const char *domain_name)
+{
+    Backup *backup = g_new0(Backup, 1);
+
+    g_atomic_ref_count_init(&backup->pub.refs);
+    g_mutex_init(&backup->lock);
+    backup->be = be;
+    backup->pub.id = g_strdup(id);
+    backup->pub.name = g_strdup(name);
+    backup->pub.domain_uuid = g_strdup(domain_uuid);
+    backup->pub.domain_name = g_strdup(domain_name);
+    backup->pub.consistency = BE_CONSISTENCY_CRASH;
+    backup->pub.disks = g_ptr_array_new_with_free_func(disk_free);
+    return backup;
+}
+
+void backup_add_disk(Backup *backup, const char *target, guint64 size, guint64 allocated,
+                     BeStream *stream)
+{
+    BeDisk *disk = g_new0(BeDisk, 1);
+
+    disk->target = g_strdup(target);
+    disk->size = size;
+    disk->allocated = allocated;
+    disk->stream = stream;
+    g_ptr_array_add(backup->pub.disks, disk);
+}
+
+BeBackup *be_backup_ref(BeBackup *backup)
+{
+    g_atomic_ref_count_inc(&backup->refs);
+    return backup;
+}
+
+void be_backup_unref(BeBackup *pub)
+{
+    Backup *backup = (Backup *)pub;
+
+    if (!pub || !g_atomic_ref_count_dec(&pub->refs)) {
+        return;
+    }
+    be_offline_free(backup->offline);
+    g_ptr_array_unref(pub->disks);
+    g_free(pub->id);
+    g_free(pub->name);
+    g_free(pub->domain_uuid);
+    g_free(pub->domain_name);
+    g_free(pub->domain_xml);
+    g_free(pub->backup_xml);
+    g_free(backup->run_path);
+    g_free(backup->scratch_path);
+    g_free(backup->socket);
+    g_free(backup->reason);
+    g_mutex_clear(&backup->lock);
+    g_free(backup);
+}
+
+BeBackupState be_backup_state(BeBackup *pub, char **ret_reason)
+{
+    Backup *backup = (Backup *)pub;
+    BeBackupState state;
+
+    g_mutex_lock(&backup->lock);
+    state = backup->state;
+    if (ret_reason) {
+        *ret_reason = g_strdup(backup->reason);
+    }
+    g_mutex_unlock(&backup->lock);
+    return state;
+}
+
+void backup_set_state(Backup *backup, BeBackupState state, const char *reason)
+{
+    g_mutex_lock(&backup->lock);
+    backup->state = state;
+    g_free(backup->reason);
+    backup->reason = g_strdup(reason);
+    g_mutex_unlock(&backup->lock);
+}
+
+gboolean backup_change_state(Backup *backup, BeBackupState from, BeBackupState to,
+                             const char *reason)
+{
+    gboolean was;
+
+    g_mutex_lock(&backup->lock);
+    was = backup->state == from;
+    if (was) {
+        backup->state = to;
+        g_free(backup->reason);
+        backup->reason = g_strdup(reason);
+    }
+    g_mutex_unlock(&backup->lock);
+    return was;
+}
+
+void backup_notify(Backup *backup, BeEventKind kind, int errnum, const char *text)
+{
+    BeEvent event = {.kind = kind, .time_us = g_get_real_time(),
+                     .domain_uuid = backup->pub.domain_uuid,
+                     .domain_name = backup->pub.domain_name, .object_id = backup->pub.id,
+                     .object_name = backup->pub.name, .errnum = errnum, .text = text};
+
+    be_notify(backup->be, &event);
+}
+
+static void total_bytes(const Backup *backup, guint64 *ret_size, guint64 *ret_read)
+{
+    *ret_size = *ret_read = 0;
+    for (guint i = 0; i < backup->pub.disks->len; i++) {
+        const BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
+
+        *ret_size += disk->size;
+        *ret_read += be_stream_bytes_read(disk->stream);
+    }
+}
+
+void be_backup_job_print(BeBackup *pub, GString *out)
+{
+    BeBackupState state = be_backup_state(pub, NULL);
+    guint64 size, bytes;
+
+    total_bytes((Backup *)pub, &size, &bytes);
+    g_string_append_printf(out, "kind: backup\nobject: backups/%s\nstate: %s\n", pub->name,
+                           be_backup_state_name(state));
+    if (pub->frozen_us) {
+        g_string_append_printf(out, "frozen-ms: %" G_GINT64_FORMAT "\n", pub->frozen_us / 1000);
+    }
+    g_string_append_printf(out, "bytes-read: %" G_GUINT64_FORMAT "\n", bytes);
+    g_string_append_printf(out, "bytes-total: %" G_GUINT64_FORMAT "\n", size);
+    g_string_append_printf(out, "percent: %.1f\n",
+                           size ? MIN(100.0, 100.0 * (double)bytes / (double)size) : 100.0);
+}
+
+void backup_release(Backup *backup)
+{
+    for (guint i = 0; i < backup->pub.disks->len; i++) {
+        const BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
+
+        if (disk->stream) {
+            be_stream_close(disk->stream);
+        }
+    }
+    g_clear_pointer(&backup->offline, be_offline_free);
+    if (backup->run_path) {
+        be_dirs_remove(backup->run_path);
+    }
+    if (backup->scratch_path) {
+        be_dirs_remove(backup->scratch_path);
+    }
+}
+
+void backup_fail(Backup *backup, const char *reason)
+{
+    if (!backup_change_state(backup, BE_BACKUP_RUNNING, BE_BACKUP_FAILED, reason)) {
+        return;
+    }
+    for (guint i = 0; i < backup->pub.disks->len; i++) {
+        const BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
+
+        be_stream_fail(disk->stream, reason);
+    }
+    backup_notify(backup, BE_EVENT_BACKUP_FAILED, EIO, reason);
+    backup_release(backup);
+    be_journal_remove(backup->be, backup->pub.id);
+}
+
+/* ---- The list -------------------------------------------------------------------- */
+
+static void unref_backup(gpointer backup)
+{
+    be_backup_unref(backup);
+}
+
+BeBackups *be_backups_new(Be *be G_GNUC_UNUSED)
+{
+    BeBackups *backups = g_new0(BeBackups, 1);
+
+    g_mutex_init(&backups->lock);
+    backups->list = g_ptr_array_new_with_free_func(unref_backup);
+    backups->orphans = g_ptr_array_new_with_free_func(unref_backup);
+    return backups;
+}
+
+void be_backups_free(BeBackups *backups)
+{
+    if (!backups) {
+        return;
+    }
+    g_ptr_array_unref(backups->list);
+    g_ptr_array_unref(backups->orphans);
+    g_mutex_clear(&backups->lock);
+    g_free(backups);
+}
+
+void be_backups_list(Be *be, Backup *backup)
+{
+    g_mutex_lock(&be->backups->lock);
+    g_ptr_array_add(be->backups->list, be_backup_ref(&backup->pub));
+    g_mutex_unlock(&be->backups->lock);
+}
+
+void be_backups_unlist(Be *be, Backup *backup)
+{
+    gboolean listed;
+
+    g_mutex_lock(&be->backups->lock);
+    be_backup_ref(&backup->pub);
+    listed = g_ptr_array_remove(be->backups->list, backup);
+    g_mutex_unlock(&be->backups->lock);
+    be_backup_unref(&backup->pub);
+    if (!listed) {
+        g_debug("backup '%s' was not listed", backup->pub.name);
+    }
+}
+
+/* @uuid NULL: of all domains. */
+static GPtrArray *copy_list(Be *be, const char *uuid)
+{
+    GPtrArray *copy = g_ptr_array_new_with_free_func(unref_backup);
+
+    g_mutex_lock(&be->backups->lock);
+    for (guint i = 0; i < be->backups->list->len; i++) {
+        BeBackup *pub = g_ptr_array_index(be->backups->list, i);
+
+        if (!uuid || g_str_equal(pub->domain_uuid, uuid)) {
+            g_ptr_array_add(copy, be_backup_ref(pub));
+        }
+    }
+    g_mutex_unlock(&be->backups->lock);
+    return copy;
+}
+
+GPtrArray *be_backups(Be *be, const char *uuid)
+{
+    return copy_list(be, uuid);
+}
+
+Backup *be_backups_find(Be *be, const char *uuid, const char *name)
+{
+    g_autoptr(GPtrArray) backups = copy_list(be, uuid);
+
+    for (guint i = 0; i < backups->len; i++) {
+        BeBackup *pub = g_ptr_array_index(backups, i);
+
+        if (g_str_equal(pub->name, name)) {
+            return (Backup *)be_backup_ref(pub);
+        }
+    }
+    return NULL;
+}
+
+Backup *be_backups_in_the_way(Be *be, const char *uuid)
+{
+    g_autoptr(GPtrArray) backups = copy_list(be, uuid);
+
+    for (guint i = 0; i < backups->len; i++) {
+        BeBackup *pub = g_ptr_array_index(backups, i);
+        BeBackupState state = be_backup_state(pub, NULL);
+
+        if (state == BE_BACKUP_RUNNING || state == BE_BACKUP_ENDING) {
+            return (Backup *)be_backup_ref(pub);
+        }
+    }
+    return NULL;
+}
+
+void be_backups_print(Be *be, GString *out)
+{
+    g_autoptr(GPtrArray) backups = copy_list(be, NULL);
+    guint64 bytes = 0;
+
+    for (guint i = 0; i < backups->len; i++) {
+        guint64 size, read;
+
+        total_bytes(g_ptr_array_index(backups, i), &size, &read);
+        bytes += read;
+    }
+    g_string_append_printf(out, "backups: %u\n", backups->len);
+    g_string_append_printf(out, "bytes-read: %" G_GUINT64_FORMAT "\n", bytes);
+}
+
+/* ---- Still there? ------------------------------------------------------------------ */
+
+int backup_job_is_ours(Backup *backup, virDomainPtr domain, GError **error)
+{
+    char *xml = virDomainBackupGetXMLDesc(domain, 0);
+    g_autoptr(BeXmlBackup) parsed = NULL;
+
+    if (!xml) {
+        virErrorPtr err = virGetLastError();
+
+        if (err && (err->code == VIR_ERR_NO_DOMAIN_BACKUP || err->code == VIR_ERR_NO_DOMAIN
+                    || err->code == VIR_ERR_OPERATION_INVALID)) {
+            return 0;
+        }
+        be_error_from_libvirt(error, "cannot ask for the backup job");
+        return -1;
+    }
+    parsed = be_xml_backup_parse(xml, error);
+    free(xml);
+    if (!parsed) {
+        return -1;
+    }
+    return g_strcmp0(parsed->socket, backup->socket) == 0;
+}
+
+/* A guest that shuts down loses its jobs a moment before it is off. */
+static gboolean is_stopping(virDomainPtr domain)
+{
+    int state;
+
+    return virDomainGetState(domain, &state, NULL, 0) == 0
+           && (state == VIR_DOMAIN_SHUTDOWN || state == VIR_DOMAIN_SHUTOFF
+               || state == VIR_DOMAIN_CRASHED);
+}
+
+/* NULL: it runs as it should, or that cannot be known now. */
+static const char *why_gone(Backup *backup, GError **error)
+{
+    g_autoptr(BeVirDomain) domain =
+        be_conn_domain(backup->be->query_conn, backup->pub.domain_uuid, error);
+    int active;
+
+    if (!domain) {
+        return (*error)->code == ENOENT ? "the domain is gone" : NULL;
+    }
+    active = virDomainIsActive(domain);
+    if (backup->offline) {
+        return active == 1 ? "the domain was started; its images are no longer those of then"
+                           : NULL;
+    }
+    if (active == 0 || (active == 1 && is_stopping(domain))) {
+        return "the domain stopped during the backup";
+    }
+    return active == 1 && backup_job_is_ours(backup, domain, error) == 0
+               ? "the backup job was ended by somebody else, or by an error of QEMU"
+               : NULL;
+}
+
+static void check_on_worker(Be *be, gpointer data)
+{
+    g_autoptr(GPtrArray) backups = copy_list(be, data);
+
+    be_freezes_recover(be);
+    be_backups_recover(be);
+    for (guint i = 0; i < backups->len; i++) {
+        Backup *backup = g_ptr_array_index(backups, i);
+        g_autoptr(GError) error = NULL;
+        const char *reason;
+
+        if (be_backup_state(&backup->pub, NULL) != BE_BACKUP_RUNNING) {
+            continue;
+        }
+        reason = why_gone(backup, &error);
+        if (reason) {
+            backup_fail(backup, reason);
+        }
+    }
+}
+
+void be_backups_check(Be *be, const char *uuid)
+{
+    if (!g_atomic_int_get(&be->stopping)) {
+        be_query(be, check_on_worker, g_strdup(uuid), g_free);
+    }
+}
+
+/* ---- After a crash ------------------------------------------------------------------- */
+
+void be_backups_load(Be *be)
+{
+    GPtrArray *recorded = be->read_only ? NULL : be_journal_load(be);
+
+    if (recorded) {
+        g_mutex_lock(&be->backups->lock);
+        g_ptr_array_extend_and_steal(be->backups->orphans, recorded);
+        g_mutex_unlock(&be->backups->lock);
+    }
+}
+
+void be_backups_orphan(Be *be, Backup *backup)
+{
+    g_mutex_lock(&be->backups->lock);
+    g_ptr_array_add(be->backups->orphans, be_backup_ref(&backup->pub));
+    g_mutex_unlock(&be->backups->lock);
+}
+
+/* Whether the fate of an orphan is settled. */
+static gboolean recover_one(Be *be, Backup *backup)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, backup->pub.domain_uuid, &error);
+    int ours = 0;
+
+    if (domain && backup->socket) {
+        ours = backup_job_is_ours(backup, domain, &error);
+    }
+    if (error && error->code != ENOENT) {
+        g_warning("backup '%s' cannot be looked at: %s", backup->pub.name, error->message);
+        return FALSE;
+    }
+    g_clear_error(&error);
+    if (ours == 1 && backup->stage == BACKUP_LISTED) {
+        be_backups_list(be, backup);
+        backup_notify(backup, BE_EVENT_BACKUP_STARTED, 0, "taken up again after a restart");
+        return TRUE;
+    }
+    if (ours == 1 && !backup_abort(backup, &error)) {
+        g_warning("backup '%s' cannot be ended: %s", backup->pub.name, error->message);
+        return FALSE;
+    }
+    backup_release(backup);
+    be_journal_remove(be, backup->pub.id);
+    g_info("removed what was left of the backup '%s'", backup->pub.name);
+    return TRUE;
+}
+
+void be_backups_recover(Be *be)
+{
+    g_autoptr(GPtrArray) orphans = NULL;
+
+    g_mutex_lock(&be->backups->lock);
+    orphans = be->backups->orphans;
+    be->backups->orphans = g_ptr_array_new_with_free_func(unref_backup);
+    g_mutex_unlock(&be->backups->lock);
+    for (guint i = 0; i < orphans->len; i++) {
+        Backup *backup = g_ptr_array_index(orphans, i);
+
+        if (!recover_one(be, backup)) {
+            be_backups_orphan(be, backup);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * backup.h - backups inside the backend: the list, the life of one, recovery.
+ */
+#pragma once
+
+#include "backend/job.h"
+#include "backend/private.h"
+#include "backend/xml.h"
+
+typedef struct BeOffline BeOffline;
+
+/* The journal's word for how far a backup got. */
+typedef enum {
+    BACKUP_BEGUN,              /* nobody has seen it yet: a crash takes it back */
+    BACKUP_LISTED,             /* the user has it: a crash gives it back to him */
+} BackupStage;
+
+/**
+ * Backup: what BeBackup is to us.  Constant once it is listed, but for what
+ * the lock guards.
+ */
+typedef struct {
+    BeBackup pub;              /* first: a BeBackup pointer is one of these */
+    Be *be;
+    char *run_path;            /* private directory of the sockets */
+    char *scratch_path;        /* private directory of the scratch images; NULL when offline */
+    char *socket;              /* of QEMU's NBD server */
+    BackupStage stage;         /* as in the journal; workers of this domain alone */
+    BeOffline *offline;        /* locks and qemu-nbd of a domain that is off; or NULL */
+
+    GMutex lock;
+    BeBackupState state;       /* guarded by lock */
+    char *reason;              /* guarded by lock */
+} Backup;
+
+BeBackups *be_backups_new(Be *be);
+void be_backups_free(BeBackups *backups);
+
+/**
+ * be_backups_print: lines for the mount's `stats`.
+ */
+void be_backups_print(Be *be, GString *out);
+
+/**
+ * be_backups_check: looks, on a query worker, whether the running backups of a
+ * domain (NULL: of all) still run, and fails those that do not.  Any thread.
+ */
+void be_backups_check(Be *be, const char *uuid);
+
+/**
+ * be_backups_load: reads what an earlier process left in the journal: orphans.
+ * Before the first action, so that none of ours is taken for one.
+ */
+void be_backups_load(Be *be);
+
+/**
+ * be_backups_orphan: the host may or may not have begun @backup, and cannot be
+ * asked now: be_backups_recover() will.
+ */
+void be_backups_orphan(Be *be, Backup *backup);
+
+/**
+ * be_backups_recover: settles the orphans, as far as the host answers: those
+ * that the user had and that still run are listed again, all else that belonged
+ * to them is removed.  Query worker; after each connect.
+ */
+void be_backups_recover(Be *be);
+
+/**
+ * be_backups_end_all: submits the end of every backup; for be_stop().
+ */
+void be_backups_end_all(Be *be);
+
+/**
+ * be_backups_in_the_way: the backup of a domain that runs or ends.
+ * Returns: a new reference, or NULL.
+ */
+Backup *be_backups_in_the_way(Be *be, const char *uuid);
+
+void be_backups_list(Be *be, Backup *backup);
+void be_backups_unlist(Be *be, Backup *backup);
+
+/**
+ * be_backups_find: by name; Returns: a new reference, or NULL.
+ */
+Backup *be_backups_find(Be *be, const char *uuid, const char *name);
+
+/* ---- One backup ------------------------------------------------------------ */
+
+Backup *backup_new(Be *be, const char *id, const char *name, const char *domain_uuid,
+                   const char *domain_name);
+
+/**
+ * backup_add_disk: takes the stream's reference.
+ */
+void backup_add_disk(Backup *backup, const char *target, guint64 size, guint64 allocated,
+                     BeStream *stream);
+
+void backup_set_state(Backup *backup, BeBackupState state, const char *reason);
+
+/**
+ * backup_change_state: to @to, if it is @from now.  Returns: whether it was.
+ */
+gboolean backup_change_state(Backup *backup, BeBackupState from, BeBackupState to,
+                             const char *reason);
+
+/**
+ * backup_fail: the data is gone: readers get EIO, `state` says why.  Removes
+ * what the backup had on the host.  Workers.
+ */
+void backup_fail(Backup *backup, const char *reason);
+
+/**
+ * backup_notify: an event about this backup.
+ */
+void backup_notify(Backup *backup, BeEventKind kind, int errnum, const char *text);
+
+/**
+ * backup_release: closes the streams and removes the directories, locks and
+ * processes.  Blocks; workers.  Twice is harmless.
+ */
+void backup_release(Backup *backup);
+
+/**
+ * backup_job_is_ours: whether the backup job that runs on the domain is this one.
+ * Returns: 1 yes, 0 no (none runs, or somebody else's), -1 with @error.
+ */
+int backup_job_is_ours(Backup *backup, virDomainPtr domain, GError **error);
+
+/**
+ * backup_abort: ends the job on the host and waits until it is gone, at most
+ * 45 s.  TRUE also where there is none.  Blocks; workers.
+ */
+gboolean backup_abort(Backup *backup, GError **error);
+
+/* ---- begin-live.c, begin-off.c ------------------------------------------------ */
+
+/**
+ * BackupPlan: what begin works with, from the request to the listed backup.
+ */
+typedef struct {
+    Be *be;
+    BeJob *job;                /* borrowed */
+    char *uuid;
+    char *name;
+    char **only;               /* targets, or NULL */
+    char *scratch_dir;         /* or NULL: the mount's */
+    BeQuiesce quiesce;
+    BeCaller caller;
+
+    virDomainPtr domain;
+    BeXmlDomain *xml;
+    GPtrArray *chosen;         /* of const BeXmlDisk, owned by xml */
+    Backup *backup;
+    gboolean uncertain;        /* the host may have begun it without our knowing */
+} BackupPlan;
+
+/**
+ * backup_begin_live, backup_begin_off: the two ways, for a domain that runs
+ * and one that is off.  Action worker.
+ */
+gboolean backup_begin_live(BackupPlan *plan, GError **error);
+gboolean backup_begin_off(BackupPlan *plan, GError **error);
+
+/**
+ * backup_step_record, backup_undo_record: the intent in the journal.
+ * backup_step_list: the last step: from here on the user has it.
+ */
+gboolean backup_step_record(gpointer work, GError **error);
+void backup_undo_record(gpointer work);
+gboolean backup_step_list(gpointer work, GError **error);
+
+/**
+ * be_offline_free: ends qemu-nbd, releases the locks; blocks up to 2 s for each.
+ */
+void be_offline_free(BeOffline *offline);
+
+/* ---- journal.c ------------------------------------------------------------------ */
+
+/**
+ * be_journal_write: writes and syncs the record of a backup.
+ */
+gboolean be_journal_write(Backup *backup, GError **error);
+void be_journal_remove(Be *be, const char *id);
+
+/**
+ * be_journal_mark: writes and syncs that a guest is about to be frozen.
+ * be_journal_unmark: it is thawed.  be_journal_marks: (element char *): the
+ * UUIDs that are marked.
+ */
+gboolean be_journal_mark(Be *be, const char *uuid, GError **error);
+void be_journal_unmark(Be *be, const char *uuid);
+GPtrArray *be_journal_marks(Be *be);
+
+/**
+ * be_journal_load: all records, for recovery: backups that are not listed, with
+ * streams on their recorded socket.
+ * Returns: (element Backup)
+ */
+GPtrArray *be_journal_load(Be *be);
+

@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * begin-live.c - a backup of a running domain: libvirt's pull mode.
+ *
+ * QEMU copies what the guest overwrites into scratch images and serves the disk
+ * as it was over NBD on a unix socket (virDomainBackupBegin; QEMU
+ * docs/interop/live-block-operations.rst).  Action worker.
+ */
+#include <errno.h>
+#include <libvirt/libvirt.h>
+#include <libvirt/virterror.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "backend/backup.h"
+#include "backend/error.h"
+#include "backend/freeze.h"
+#include "backend/nbd.h"
+#include "backend/step.h"
+
+/* A guest must not notice the freeze of a mkdir. */
+#define FREEZE_MS 5000
+
+/* ---- Before the first step: nothing is changed yet ------------------------------- */
+
+/*
+ * A job of somebody else would make virDomainBackupBegin() wait 30 s for its
+ * lock; this call does not wait.
+ */
+static gboolean nothing_runs(BackupPlan *plan, GError **error)
+{
+    virDomainJobInfo info;
+
+    if (virDomainGetJobInfo(plan->domain, &info) < 0) {
+        be_error_from_libvirt(error, "cannot ask for the domain's job");
+        return FALSE;
+    }
+    if (info.type != VIR_DOMAIN_JOB_NONE) {
+        g_set_error(error, BE_ERROR, EBUSY,
+                    "a job of another program runs on this domain since %llu s (virsh domjobinfo)",
+                    info.timeElapsed / 1000);
+        return FALSE;
+    }
+    return TRUE;
+}
+
+static gboolean measure_disk(BackupPlan *plan, const BeXmlDisk *disk, GError **error)
+{
+    g_autofree char *what = g_strdup_printf("cannot ask for the size of disk '%s'", disk->target);
+    virDomainBlockInfo info;
+
+    if (virDomainGetBlockInfo(plan->domain, disk->target, &info, 0) < 0) {
+        be_error_from_libvirt(error, what);
+        return FALSE;
+    }
+    backup_add_disk(plan->backup, disk->target, info.capacity, MIN(info.allocation, info.capacity),
+                    NULL);
+    return TRUE;
+}
+
+static gboolean measure(BackupPlan *plan, GError **error)
+{
+    for (guint i = 0; i < plan->chosen->len; i++) {
+        if (!measure_disk(plan, g_ptr_array_index(plan->chosen, i), error)) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+/*
+ * Scratch space grows with what the guest overwrites, which nobody knows; what
+ * must be there at the start is the reserve and a little to begin with.
+ */
+static gboolean enough_scratch(BackupPlan *plan, const char *dir, GError **error)
+{
+    guint64 need = plan->be->scratch_reserve;
+    struct statvfs space;
+    guint64 available;
+
+    if (statvfs(dir, &space) < 0) {
+        be_error_set_errno(error, errno, "scratch directory '%s'", dir);
+        return FALSE;
+    }
+    available = (guint64)space.f_bavail * space.f_frsize;
+    if (available < need + 64 * 1024) {
+        g_set_error(error, BE_ERROR, ENOSPC,
+                    "scratch directory '%s' has %" G_GUINT64_FORMAT " bytes free, less than the "
+                    "reserve of %" G_GUINT64_FORMAT,
+                    dir, available, need);
+        return FALSE;
+    }
+    return TRUE;
+}
+
+/* ---- Steps -------------------------------------------------------------------------- */
+
+/* Chooses the places first, so that the journal knows them before they exist. */
+static gboolean run_record(gpointer work, GError **error)
+{
+    BackupPlan *plan = work;
+    Backup *backup = plan->backup;
+    const char *scratch = plan->scratch_dir ? plan->scratch_dir : plan->be->scratch_dir;
+
+    backup->run_path = be_dirs_random(plan->be->run_dir, error);
+    backup->scratch_path = backup->run_path ? be_dirs_random(scratch, error) : NULL;
+    if (!backup->scratch_path) {
+        return FALSE;
+    }
+    backup->socket = g_build_filename(backup->run_path, "nbd.sock", NULL);
+    return backup_step_record(plan, error);
+}
+
+static gboolean run_directories(gpointer work, GError **error)
+{
+    BackupPlan *plan = work;
+    g_autoptr(BeVirConnect) conn = be_conn_get(plan->be->action_conn, error);
+    uid_t uid;
+    gid_t gid;
+
+    return conn
+           && be_host_qemu_identity(plan->be, conn, plan->xml->dac_label, &uid, &gid, error)
+           && be_dirs_private(plan->backup->run_path, uid, gid, error)
+           && be_dirs_private(plan->backup->scratch_path, uid, gid, error);
+}
+
+static void undo_directories(gpointer work)
+{
+    BackupPlan *plan = work;
+
+    if (!plan->uncertain) {
+        backup_release(plan->backup);
+    }
+}
+
+static void backup_disk_free(gpointer data)
+{
+    BeXmlBackupDisk *disk = data;
+
+    g_free(disk->scratch);
+    g_free(disk);
+}
+
+static char *build_xml(const BackupPlan *plan, GError **error)
+{
+    g_autoptr(GPtrArray) disks = g_ptr_array_new_with_free_func(backup_disk_free);
+
+    for (guint i = 0; i < plan->xml->disks->len; i++) {
+        const BeXmlDisk *disk = g_ptr_array_index(plan->xml->disks, i);
+        BeXmlBackupDisk *row = g_new0(BeXmlBackupDisk, 1);
+        g_autofree char *file = g_strconcat(disk->target, ".qcow2", NULL);
+
+        row->target = disk->target;
+        row->backup = g_ptr_array_find(plan->chosen, disk, NULL);
+        row->scratch =
+            row->backup ? g_build_filename(plan->backup->scratch_path, file, NULL) : NULL;
+        g_ptr_array_add(disks, row);
+    }
+    return be_xml_backup_build(plan->backup->socket, disks, error);
+}
+
+/*
+ * Whether to go on: frozen, or not frozen and that is allowed.  A guest that a
+ * command of ours holds frozen already is as good.
+ */
+static gboolean quiesce(BackupPlan *plan, gboolean *ret_frozen, GError **error)
+{
+    g_autoptr(GError) freeze_error = NULL;
+
+    *ret_frozen = FALSE;
+    if (plan->quiesce == BE_QUIESCE_OFF) {
+        return TRUE;
+    }
+    if (be_freeze_is_held(plan->be, plan->uuid)) {
+        plan->backup->pub.consistency = BE_CONSISTENCY_FILESYSTEM;
+        return TRUE;
+    }
+    *ret_frozen = plan->xml->agent_connected
+                  && be_freeze_begin(plan->be, plan->domain, plan->uuid, NULL, FREEZE_MS,
+                                     &freeze_error);
+    if (*ret_frozen || plan->quiesce == BE_QUIESCE_TRY) {
+        return TRUE;
+    }
+    if (freeze_error) {
+        g_propagate_prefixed_error(error, g_steal_pointer(&freeze_error), "quiesce=require: ");
+    } else {
+        g_set_error(error, BE_ERROR, EHOSTDOWN,
+                    "quiesce=require: no guest agent is connected (install qemu-guest-agent)");
+    }
+    return FALSE;
+}
+
+/*
+ * One call inside the window.  What the freeze was for holds only if it lasted
+ * until the call came back: past the deadline the watchdog thaws under us.
+ */
+static gboolean run_begin(gpointer work, GError **error)
+{
+    BackupPlan *plan = work;
+    g_autofree char *xml = build_xml(plan, error);
+    g_autoptr(GError) thaw_error = NULL;
+    gint64 frozen_us, window_us;
+    gboolean frozen, begun;
+
+    if (!xml || !quiesce(plan, &frozen, error)) {
+        return FALSE;
+    }
+    frozen_us = g_get_monotonic_time();
+    begun = virDomainBackupBegin(plan->domain, xml, NULL, 0) == 0;
+    if (!begun) {
+        be_error_from_libvirt(error, "libvirt cannot begin the backup");
+    }
+    plan->backup->pub.created_us = g_get_real_time();
+    window_us = g_get_monotonic_time() - frozen_us;
+    if (frozen) {
+        be_crash_point("backup-begin", "frozen", "after");
+        if (!be_freeze_end(plan->be, plan->domain, plan->uuid, &thaw_error)) {
+            g_warning("%s", thaw_error->message);
+        }
+        plan->backup->pub.frozen_us = MAX(g_get_monotonic_time() - frozen_us, 1);
+        if (window_us < FREEZE_MS * 1000) {
+            plan->backup->pub.consistency = BE_CONSISTENCY_FILESYSTEM;
+        }
+    }
+    return begun;
+}
+
+/* Harmless where the job never began: it is not ours then. */
+static void undo_begin(gpointer work)
+{
+    BackupPlan *plan = work;
+    g_autoptr(GError) error = NULL;
+
+    if (!backup_abort(plan->backup, &error)) {
+        g_warning("the backup '%s' may still run: %s", plan->name, error->message);
+        plan->uncertain = error->code != ENOENT;
+    }
+}
+
+/* Reads back what libvirt made of it, and gives each disk its stream. */
+static gboolean run_describe(gpointer work, GError **error)
+{
+    BackupPlan *plan = work;
+    Backup *backup = plan->backup;
+    char *xml = virDomainBackupGetXMLDesc(plan->domain, 0);
+
+    if (!xml) {
+        be_error_from_libvirt(error, "the backup began and is gone already");
+        return FALSE;
+    }
+    backup->pub.backup_xml = g_strdup(xml);
+    free(xml);
+    for (guint i = 0; i < backup->pub.disks->len; i++) {
+        BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
+
+        disk->stream = be_stream_new_nbd(backup->socket, disk->target, disk->size, disk->allocated);
+    }
+    return TRUE;
+}
+
+static const BeStep live_steps[] = {
+    {"record", run_record, backup_undo_record},
+    {"directories", run_directories, undo_directories},
+    {"begin", run_begin, undo_begin},
+    {"describe", run_describe, NULL},
+    {"list", backup_step_list, NULL},
+    {NULL, NULL, NULL},
+};
+
+gboolean backup_begin_live(BackupPlan *plan, GError **error)
+{
+    const char *scratch = plan->scratch_dir ? plan->scratch_dir : plan->be->scratch_dir;
+
+    return nothing_runs(plan, error) && measure(plan, error)
+           && enough_scratch(plan, scratch, error)
+           && be_steps_run("backup-begin", live_steps, plan, plan->job, error);
+}

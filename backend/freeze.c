@@ -1,0 +1,466 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * freeze.c - freeze and thaw; see freeze.h.
+ *
+ * Action workers freeze; action and query workers thaw; the timer thread only
+ * submits.  `lock` guards the table and is not held across a call.
+ */
+#include "backend/freeze.h"
+
+#include <errno.h>
+#include <libvirt/libvirt.h>
+#include <libvirt/virterror.h>
+#include <string.h>
+
+#include "backend/backup.h"
+#include "backend/error.h"
+#include "backend/step.h"
+#include "backend/watchdog.h"
+
+/* Bounds one call of the agent; it counts for the freeze itself, too. */
+#define AGENT_SECONDS 5
+
+#define THAW_WAIT_US (10 * G_USEC_PER_SEC)
+#define THAW_POLL_US (200 * 1000)
+
+/* A hook in the guest may freeze after we gave up: thaw again by then. */
+#define LATE_FREEZE_MS 12000
+
+/* The watchdog is the second line: it comes after our own timer. */
+#define WATCHDOG_GRACE_MS 2000
+
+/* A guest frozen by command. */
+typedef struct {
+    gint64 since_us;           /* real time */
+    guint seconds;
+    GSource *timer;
+} Held;
+
+struct BeFreezes {
+    BeWatchdog *watchdog;
+    GMutex lock;
+    GHashTable *held;          /* uuid -> Held; guarded by lock */
+};
+
+static void held_free(gpointer data)
+{
+    Held *held = data;
+
+    g_source_destroy(held->timer);
+    g_source_unref(held->timer);
+    g_free(held);
+}
+
+BeFreezes *be_freezes_new(Be *be, GError **error)
+{
+    BeWatchdog *watchdog = be_watchdog_new(be->uri, error);
+    BeFreezes *freezes;
+
+    if (!watchdog) {
+        return NULL;
+    }
+    freezes = g_new0(BeFreezes, 1);
+    freezes->watchdog = watchdog;
+    g_mutex_init(&freezes->lock);
+    freezes->held = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, held_free);
+    return freezes;
+}
+
+void be_freezes_free(BeFreezes *freezes)
+{
+    if (!freezes) {
+        return;
+    }
+    be_watchdog_free(freezes->watchdog);
+    g_hash_table_unref(freezes->held);
+    g_mutex_clear(&freezes->lock);
+    g_free(freezes);
+}
+
+gboolean be_quiesce_parse(const char *word, BeQuiesce *ret_quiesce)
+{
+    static const struct {
+        const char *word;
+        BeQuiesce quiesce;
+    } rows[] = {
+        {"try", BE_QUIESCE_TRY},
+        {"require", BE_QUIESCE_REQUIRE},
+        {"off", BE_QUIESCE_OFF},
+    };
+
+    for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
+        if (g_str_equal(rows[i].word, word)) {
+            *ret_quiesce = rows[i].quiesce;
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
+/* ---- One call each ----------------------------------------------------------------- */
+
+static void bound_agent(virDomainPtr domain, gboolean bound)
+{
+    (void)virDomainAgentSetResponseTimeout(
+        domain, bound ? AGENT_SECONDS : VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0);
+}
+
+static gboolean thaw_once(virDomainPtr domain, GError **error)
+{
+    int thawed;
+
+    bound_agent(domain, TRUE);
+    thawed = virDomainFSThaw(domain, NULL, 0, 0);
+    if (thawed < 0) {
+        be_error_from_libvirt(error, "cannot thaw the guest");
+    }
+    bound_agent(domain, FALSE);
+    return thawed >= 0;
+}
+
+/* A guest that is off or gone is not frozen. */
+static gboolean thaw_or_gone(virDomainPtr domain, GError **error)
+{
+    if (thaw_once(domain, error)) {
+        return TRUE;
+    }
+    if (virDomainIsActive(domain) == 0) {
+        g_clear_error(error);
+        return TRUE;
+    }
+    return FALSE;
+}
+
+static void forget(Be *be, const char *uuid)
+{
+    be_watchdog_disarm(be->freezes->watchdog, uuid);
+    be_journal_unmark(be, uuid);
+}
+
+/* ---- Thawing later -------------------------------------------------------------------- */
+
+static void thaw_on_worker(Be *be, gpointer data)
+{
+    const char *uuid = data;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, uuid, &error);
+
+    if ((!domain && error->code == ENOENT) || (domain && thaw_or_gone(domain, &error))) {
+        forget(be, uuid);
+    } else {
+        g_warning("a guest may be frozen: %s", error->message);
+    }
+}
+
+typedef struct {
+    Be *be;
+    char *uuid;
+} Later;
+
+static void later_free(gpointer data)
+{
+    Later *later = data;
+
+    g_free(later->uuid);
+    g_free(later);
+}
+
+static gboolean thaw_later_now(gpointer data)
+{
+    Later *later = data;
+
+    be_query(later->be, thaw_on_worker, g_strdup(later->uuid), g_free);
+    return G_SOURCE_REMOVE;
+}
+
+static GSource *thaw_later(Be *be, const char *uuid, guint delay_ms, GSourceFunc func)
+{
+    Later *later = g_new0(Later, 1);
+
+    later->be = be;
+    later->uuid = g_strdup(uuid);
+    return be_timer_add(be, delay_ms, func, later, later_free);
+}
+
+/* ---- Freeze and thaw ------------------------------------------------------------------- */
+
+/* Agents that are not there have frozen nothing; nor has one that was frozen before. */
+static gboolean froze_nothing(const GError *error)
+{
+    return error->code == EBUSY || error->code == EOPNOTSUPP
+           || strstr(error->message, "not connected") != NULL
+           || strstr(error->message, "not configured") != NULL;
+}
+
+static gboolean freeze_failed(Be *be, virDomainPtr domain, const char *uuid, const GError *error)
+{
+    g_autoptr(GError) thaw_error = NULL;
+
+    if (froze_nothing(error)) {
+        forget(be, uuid);
+        return FALSE;
+    }
+    if (!thaw_or_gone(domain, &thaw_error)) {
+        g_info("%s", thaw_error->message);
+    } else if (error->code == EINVAL) {
+        forget(be, uuid);      /* the agent answered: it is in no slow hook */
+        return FALSE;
+    }
+    if (!be_watchdog_arm(be->freezes->watchdog, uuid, LATE_FREEZE_MS + WATCHDOG_GRACE_MS, NULL)) {
+        g_warning("the watchdog does not watch a guest whose freeze failed");
+    }
+    g_source_unref(thaw_later(be, uuid, LATE_FREEZE_MS, thaw_later_now));
+    return FALSE;
+}
+
+static guint strv_count(const char *const *strv)
+{
+    return strv ? g_strv_length((char **)strv) : 0;
+}
+
+gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
+                         const char *const *mountpoints, guint watch_ms, GError **error)
+{
+    g_autoptr(GError) freeze_error = NULL;
+    int state, frozen;
+
+    if (virDomainGetState(domain, &state, NULL, 0) < 0) {
+        be_error_from_libvirt(error, "cannot look at the domain");
+        return FALSE;
+    }
+    /* The agent of a paused guest cannot answer. */
+    if (state != VIR_DOMAIN_RUNNING) {
+        g_set_error(error, BE_ERROR, EINVAL, "the domain is not running");
+        return FALSE;
+    }
+    if (!be_journal_mark(be, uuid, error)) {
+        return FALSE;
+    }
+    if (!be_watchdog_arm(be->freezes->watchdog, uuid, watch_ms, error)) {
+        be_journal_unmark(be, uuid);
+        return FALSE;
+    }
+    be_crash_point("freeze", "call", "before");
+    bound_agent(domain, TRUE);
+    frozen = virDomainFSFreeze(domain, (const char **)mountpoints, strv_count(mountpoints), 0);
+    if (frozen < 0) {
+        be_error_from_libvirt(&freeze_error, "cannot freeze the guest");
+    } else if (frozen == 0) {
+        freeze_error = g_error_new(BE_ERROR, EINVAL, "the guest has no such file system to freeze");
+    }
+    bound_agent(domain, FALSE);
+    be_crash_point("freeze", "call", "after");
+    if (frozen > 0) {
+        return TRUE;
+    }
+    freeze_failed(be, domain, uuid, freeze_error);
+    g_propagate_error(error, g_steal_pointer(&freeze_error));
+    return FALSE;
+}
+
+gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **error)
+{
+    gint64 until_us = g_get_monotonic_time() + THAW_WAIT_US;
+    g_autoptr(GError) last = NULL;
+
+    while (!thaw_or_gone(domain, &last)) {
+        if (g_get_monotonic_time() > until_us) {
+            BeEvent event = {.kind = BE_EVENT_WARNING, .time_us = g_get_real_time(),
+                             .domain_uuid = uuid, .domain_name = virDomainGetName(domain),
+                             .errnum = EIO, .text = "the guest may still be frozen; thawing goes on"};
+
+            be_notify(be, &event);
+            g_source_unref(thaw_later(be, uuid, LATE_FREEZE_MS, thaw_later_now));
+            g_propagate_error(error, g_steal_pointer(&last));
+            return FALSE;
+        }
+        g_clear_error(&last);
+        g_usleep(THAW_POLL_US);
+    }
+    be_crash_point("freeze", "thaw", "after");
+    forget(be, uuid);
+    return TRUE;
+}
+
+/* ---- By command -------------------------------------------------------------------------- */
+
+gboolean be_freeze_is_held(Be *be, const char *uuid)
+{
+    gboolean held;
+
+    g_mutex_lock(&be->freezes->lock);
+    held = g_hash_table_contains(be->freezes->held, uuid);
+    g_mutex_unlock(&be->freezes->lock);
+    return held;
+}
+
+gboolean be_freeze_print(Be *be, const char *uuid, GString *out)
+{
+    const Held *held;
+
+    g_mutex_lock(&be->freezes->lock);
+    held = g_hash_table_lookup(be->freezes->held, uuid);
+    if (held) {
+        g_string_append_printf(out, "kind: freeze\nobject: guest file systems\nseconds-left: %d\n",
+                               (int)MAX(0, (held->since_us - g_get_real_time()) / G_USEC_PER_SEC
+                                               + (gint64)held->seconds));
+    }
+    g_mutex_unlock(&be->freezes->lock);
+    return held != NULL;
+}
+
+static gboolean drop_held(Be *be, const char *uuid)
+{
+    gboolean held;
+
+    g_mutex_lock(&be->freezes->lock);
+    held = g_hash_table_remove(be->freezes->held, uuid);
+    g_mutex_unlock(&be->freezes->lock);
+    return held;
+}
+
+/* The time is up: on the timer thread. */
+static gboolean held_too_long(gpointer data)
+{
+    const Later *later = data;
+    BeEvent event = {.kind = BE_EVENT_WARNING, .time_us = g_get_real_time(),
+                     .domain_uuid = later->uuid, .errnum = ETIMEDOUT,
+                     .text = "the time of the freeze is up; the guest is being thawed"};
+
+    be_query(later->be, thaw_on_worker, g_strdup(later->uuid), g_free);
+    be_notify(later->be, &event);
+    drop_held(later->be, later->uuid);
+    return G_SOURCE_REMOVE;
+}
+
+typedef struct {
+    char *uuid;
+    char **mountpoints;
+    guint seconds;
+} Command;
+
+static void command_free(gpointer data)
+{
+    Command *command = data;
+
+    g_free(command->uuid);
+    g_strfreev(command->mountpoints);
+    g_free(command);
+}
+
+static gboolean run_freeze(Be *be, BeJob *job, gpointer data, GError **error)
+{
+    const Command *command = data;
+    g_autoptr(BeVirDomain) domain = be_conn_domain(be->action_conn, command->uuid, error);
+    Held *held;
+
+    if (!domain || be_job_is_cancelled(job)
+        || !be_freeze_begin(be, domain, command->uuid, (const char *const *)command->mountpoints,
+                            command->seconds * 1000 + WATCHDOG_GRACE_MS, error)) {
+        if (error && !*error) {
+            g_set_error(error, BE_ERROR, ECANCELED, "cancelled");
+        }
+        return FALSE;
+    }
+    if (!be_job_no_return(job)) {
+        be_freeze_end(be, domain, command->uuid, NULL);
+        g_set_error(error, BE_ERROR, ECANCELED, "cancelled, and thawed");
+        return FALSE;
+    }
+    held = g_new0(Held, 1);
+    held->since_us = g_get_real_time();
+    held->seconds = command->seconds;
+    g_mutex_lock(&be->freezes->lock);
+    held->timer = thaw_later(be, command->uuid, command->seconds * 1000, held_too_long);
+    g_hash_table_insert(be->freezes->held, g_strdup(command->uuid), held);
+    g_mutex_unlock(&be->freezes->lock);
+    return TRUE;
+}
+
+static gboolean run_thaw(Be *be, BeJob *job G_GNUC_UNUSED, gpointer data, GError **error)
+{
+    const Command *command = data;
+    g_autoptr(BeVirDomain) domain = be_conn_domain(be->action_conn, command->uuid, error);
+
+    if (!domain || !be_freeze_end(be, domain, command->uuid, error)) {
+        return FALSE;
+    }
+    drop_held(be, command->uuid);
+    return TRUE;
+}
+
+static Command *command_new(const char *uuid, const char *const *mountpoints, guint seconds)
+{
+    Command *command = g_new0(Command, 1);
+
+    command->uuid = g_strdup(uuid);
+    command->mountpoints = g_strdupv((char **)mountpoints);
+    command->seconds = seconds;
+    return command;
+}
+
+BeJob *be_domain_freeze(Be *be, const char *uuid, const char *const *mountpoints, guint seconds,
+                        BeDone done, gpointer user)
+{
+    if (be->read_only) {
+        return be_job_refuse(be, g_error_new(BE_ERROR, EROFS, "this mount is read-only"), done,
+                             user);
+    }
+    if (be_freeze_is_held(be, uuid)) {
+        return be_job_refuse(be,
+                             g_error_new(BE_ERROR, EBUSY,
+                                         "the guest is frozen already; write 'thaw' first"),
+                             done, user);
+    }
+    return be_job_submit(be, uuid, BE_JOB_AT_ONCE, "freeze", run_freeze,
+                         command_new(uuid, mountpoints, seconds), command_free, done, user);
+}
+
+BeJob *be_domain_thaw(Be *be, const char *uuid, BeDone done, gpointer user)
+{
+    if (be->read_only) {
+        return be_job_refuse(be, g_error_new(BE_ERROR, EROFS, "this mount is read-only"), done,
+                             user);
+    }
+    return be_job_submit(be, uuid, BE_JOB_WAITS, "thaw", run_thaw, command_new(uuid, NULL, 0),
+                         command_free, done, user);
+}
+
+/* ---- Start and stop ------------------------------------------------------------------------ */
+
+void be_freezes_recover(Be *be)
+{
+    g_autoptr(GPtrArray) marks = be->read_only ? NULL : be_journal_marks(be);
+
+    for (guint i = 0; marks && i < marks->len; i++) {
+        const char *uuid = g_ptr_array_index(marks, i);
+        g_autofree char *running = be_jobs_running(be, uuid);
+
+        /* What is marked by an action that runs now is that one's to thaw. */
+        if (!running && !be_freeze_is_held(be, uuid)) {
+            thaw_on_worker(be, (gpointer)uuid);
+        }
+    }
+}
+
+static void thawed_at_stop(const GError *error, gpointer user G_GNUC_UNUSED)
+{
+    if (error) {
+        g_warning("a guest may be frozen: %s", error->message);
+    }
+}
+
+void be_freezes_end_all(Be *be)
+{
+    g_auto(GStrv) uuids = NULL;
+
+    g_mutex_lock(&be->freezes->lock);
+    uuids = (char **)g_hash_table_get_keys_as_array(be->freezes->held, NULL);
+    for (guint i = 0; uuids[i]; i++) {
+        uuids[i] = g_strdup(uuids[i]);
+    }
+    g_mutex_unlock(&be->freezes->lock);
+    for (guint i = 0; uuids[i]; i++) {
+        be_job_unref(be_domain_thaw(be, uuids[i], thawed_at_stop, NULL));
+    }
+}

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * freeze.h - guests' file systems frozen, and surely thawed.
+ *
+ * What stands between a guest and staying frozen: the thaw itself, repeated; a
+ * timer of ours; the watchdog process, when we are gone or late; the mark in
+ * the journal, for the next start when that is gone too.
+ */
+#pragma once
+
+#include "backend/job.h"
+#include "backend/private.h"
+
+BeFreezes *be_freezes_new(Be *be, GError **error);
+void be_freezes_free(BeFreezes *freezes);
+
+/**
+ * be_freeze_begin: freezes the guest of a running domain.
+ * @mountpoints: NULL-terminated, or NULL: all
+ * @watch_ms: when the watchdog thaws it, if nobody has
+ *
+ * Blocks, about 5 s at most; action workers, one per domain.
+ * Returns: TRUE; the guest is frozen, and be_freeze_end() must follow.  FALSE:
+ *   EBUSY (somebody else has frozen it; it is left so), EHOSTDOWN (no agent),
+ *   EINVAL (not running), ETIMEDOUT, EIO...; a thaw was sent, and will be again,
+ *   because a slow hook of the guest freezes later.
+ */
+gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
+                         const char *const *mountpoints, guint watch_ms, GError **error);
+
+/**
+ * be_freeze_end: thaws, and tries again until it is so.  Blocks up to 10 s;
+ * after that the watchdog and a timer go on.
+ * Returns: whether the guest is known to be thawed.
+ */
+gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **error);
+
+/**
+ * be_freeze_is_held: whether the guest is frozen by a command of ours.
+ */
+gboolean be_freeze_is_held(Be *be, const char *uuid);
+
+/**
+ * be_freeze_print: appends "key: value" lines of a freeze by command, if any.
+ */
+gboolean be_freeze_print(Be *be, const char *uuid, GString *out);
+
+/**
+ * be_freezes_recover: thaws what the journal says an earlier process left
+ * frozen.  Query worker; after each connect.
+ */
+void be_freezes_recover(Be *be);
+
+/**
+ * be_freezes_end_all: thaws what is frozen by command; for be_stop().
+ */
+void be_freezes_end_all(Be *be);

@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * nbd.c - streams over libnbd: the source; see nbd.h and BeSourceOps.
+ *
+ * Entered by workers (open, extents, close) and by whoever holds the stream's
+ * lock (pread, cancel).  The connections are driven by nbd-poller.c.
+ */
+#include "backend/nbd-priv.h"
+
+#include <errno.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "backend/error.h"
+
+/* Large enough for few round trips, small enough to leave QEMU time for reads. */
+#define STATUS_BYTES (G_GUINT64_CONSTANT(1) << 31)
+
+static void kick_fd(int fd)
+{
+    uint64_t one = 1;
+
+    /* Full means that it was kicked often enough. */
+    (void)!write(fd, &one, sizeof(one));
+}
+
+void be_nbd_kick(NbdSource *source)
+{
+    kick_fd(source->kick_fd);
+}
+
+static void source_cancel(gpointer data)
+{
+    NbdSource *source = data;
+
+    g_atomic_int_set(&source->cancelled, 1);
+    kick_fd(source->cancel_fd);
+    kick_fd(source->kick_fd);
+}
+
+static void source_close(gpointer data)
+{
+    NbdSource *source = data;
+    NbdDirect *direct;
+
+    if (source->poller) {
+        g_mutex_lock(&source->lock);
+        source->stopping = TRUE;
+        g_mutex_unlock(&source->lock);
+        be_nbd_kick(source);
+        g_thread_join(source->poller);
+    }
+    while ((direct = g_queue_pop_head(&source->idle))) {
+        be_nbd_direct_free(direct);
+    }
+    if (source->prepare_destroy) {
+        source->prepare_destroy(source->prepare_user);
+    }
+    g_mutex_clear(&source->lock);
+    if (source->kick_fd >= 0) {
+        close(source->kick_fd);
+    }
+    if (source->cancel_fd >= 0) {
+        close(source->cancel_fd);
+    }
+    g_free(source->export_name);
+    g_free(source->socket);
+    g_free(source);
+}
+
+/* ---- Open ---- */
+
+static struct nbd_handle *connect_first(NbdSource *source, GError **error)
+{
+    gint64 deadline_us = g_get_monotonic_time() + source->timeout_us;
+    struct nbd_handle *handle = be_nbd_handle_new(source, error);
+    int errnum;
+
+    if (!handle) {
+        return NULL;
+    }
+    errnum = be_nbd_handle_wait(source, handle, 0, deadline_us);
+    if (errnum == 0) {
+        if (be_nbd_handle_check(source, handle, error)) {
+            return handle;
+        }
+    } else if (errnum == EPIPE) {
+        be_error_from_nbd(error, "cannot connect to the NBD server");
+    } else {
+        be_error_set_errno(error, errnum, "cannot connect to the NBD server");
+    }
+    nbd_close(handle);
+    return NULL;
+}
+
+static gboolean source_open(gpointer data, gint64 timeout_us, BeSourceLimits *ret_limits,
+                            GError **error)
+{
+    NbdSource *source = data;
+    struct nbd_handle *handle;
+
+    if (source->kick_fd < 0 || source->cancel_fd < 0) {
+        g_set_error(error, BE_ERROR, EMFILE, "no file descriptor for a stream");
+        return FALSE;
+    }
+    source->timeout_us = timeout_us;
+    if (!be_nbd_prepare(source, error)) {
+        return FALSE;
+    }
+    handle = connect_first(source, error);
+    if (!handle) {
+        return FALSE;
+    }
+    be_nbd_handle_learn(source, handle);
+    source->conns[0].handle = handle;
+    source->conns[0].state = NBD_CONN_READY;
+    source->poller = g_thread_try_new("nbd-poller", be_nbd_poller_run, source, error);
+    if (!source->poller) {
+        nbd_close(g_steal_pointer(&source->conns[0].handle));
+        source->conns[0].state = NBD_CONN_NONE;
+        return FALSE;
+    }
+    *ret_limits = source->limits;
+    return TRUE;
+}
+
+static void source_pread(gpointer data, BeTransfer *transfer)
+{
+    NbdSource *source = data;
+    gboolean sleeping;
+
+    transfer->link = (GList){.data = transfer};
+    transfer->attempts = 0;
+    g_mutex_lock(&source->lock);
+    g_queue_push_tail_link(&source->submitted, &transfer->link);
+    sleeping = source->sleeping;
+    source->sleeping = FALSE;
+    g_mutex_unlock(&source->lock);
+    if (sleeping) {
+        be_nbd_kick(source);
+    }
+}
+
+/* ---- Map ---- */
+
+static void status_clear(gpointer data)
+{
+    NbdStatus *status = data;
+
+    g_array_unref(status->pairs);
+    g_cond_clear(&status->changed);
+    g_mutex_clear(&status->lock);
+}
+
+void be_nbd_status_unref(NbdStatus *status)
+{
+    g_atomic_rc_box_release_full(status, status_clear);
+}
+
+static void status_done(BeTransfer *transfer, int errnum)
+{
+    NbdStatus *status = (NbdStatus *)transfer;
+
+    g_mutex_lock(&status->lock);
+    status->ended = TRUE;
+    status->errnum = errnum;
+    g_cond_signal(&status->changed);
+    g_mutex_unlock(&status->lock);
+    be_nbd_status_unref(status);
+}
+
+static NbdStatus *status_new(guint64 offset, guint64 length)
+{
+    NbdStatus *status = g_atomic_rc_box_new0(NbdStatus);
+
+    status->transfer.offset = offset;
+    status->transfer.length = (guint32)length;
+    status->transfer.done = status_done;
+    status->pairs = g_array_new(FALSE, FALSE, sizeof(guint32));
+    g_mutex_init(&status->lock);
+    g_cond_init(&status->changed);
+    return status;
+}
+
+/* Returns: 0, EIO or ETIMEDOUT; then the poller may still be using it. */
+static int status_wait(NbdStatus *status, gint64 deadline_us)
+{
+    int errnum;
+
+    g_mutex_lock(&status->lock);
+    while (!status->ended
+           && g_cond_wait_until(&status->changed, &status->lock, deadline_us)) {
+    }
+    errnum = status->ended ? status->errnum : ETIMEDOUT;
+    g_mutex_unlock(&status->lock);
+    return errnum;
+}
+
+/* A server may tell more than it was asked for, but only of the last extent. */
+static void status_collect(const NbdStatus *status, GArray *out)
+{
+    guint64 sum = 0;
+
+    for (guint i = 0; i + 1 < status->pairs->len && sum < status->transfer.length; i += 2) {
+        BeExtent extent = {
+            .start = status->transfer.offset + sum,
+            .length = g_array_index(status->pairs, guint32, i),
+            .flags = g_array_index(status->pairs, guint32, i + 1),
+        };
+
+        g_array_append_val(out, extent);
+        sum += extent.length;
+    }
+}
+
+static gboolean source_extents(gpointer data, BeExtentKind kind, guint64 offset, gint64 timeout_us,
+                               GArray *out, GError **error)
+{
+    NbdSource *source = data;
+    BeExtent all = {.start = offset, .length = source->size - offset, .flags = 0};
+    gint64 deadline_us = g_get_monotonic_time() + timeout_us;
+    NbdStatus *status;
+    int errnum;
+
+    if (kind != BE_EXTENTS_ALLOCATION) {
+        g_set_error(error, BE_ERROR, EOPNOTSUPP, "the export has no map of that kind");
+        return FALSE;
+    }
+    if (!source->can_allocation) {
+        g_array_append_val(out, all);
+        return TRUE;
+    }
+    status = status_new(offset, MIN(source->size - offset, STATUS_BYTES));
+    source_pread(source, &((NbdStatus *)g_atomic_rc_box_acquire(status))->transfer);
+    errnum = status_wait(status, deadline_us);
+    if (errnum) {
+        be_error_set_errno(error, errnum, "cannot get the map of the disk");
+    } else {
+        status_collect(status, out);
+    }
+    be_nbd_status_unref(status);
+    return errnum == 0;
+}
+
+/* ---- Making ---- */
+
+static const BeSourceOps nbd_ops = {
+    .name = "nbd",
+    .open = source_open,
+    .pread = source_pread,
+    .read_now = be_nbd_read_now,
+    .extents = source_extents,
+    .cancel = source_cancel,
+    .close = source_close,
+};
+
+static NbdSource *source_new(const char *export_name, guint64 size)
+{
+    NbdSource *source = g_new0(NbdSource, 1);
+
+    source->export_name = g_strdup(export_name);
+    source->size = size;
+    source->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    source->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    g_mutex_init(&source->lock);
+    return source;
+}
+
+BeStream *be_stream_new_nbd(const char *unix_socket, const char *export_name, guint64 size,
+                            guint64 allocated)
+{
+    NbdSource *source = source_new(export_name, size);
+
+    source->socket = g_strdup(unix_socket);
+    return be_stream_new(size, allocated, &nbd_ops, source);
+}
+
+BeStream *be_stream_new_nbd_prepared(BeNbdPrepare prepare, gpointer user, GDestroyNotify destroy,
+                                     const char *export_name, guint64 size, guint64 allocated)
+{
+    NbdSource *source = source_new(export_name, size);
+
+    source->prepare = prepare;
+    source->prepare_user = user;
+    source->prepare_destroy = destroy;
+    return be_stream_new(size, allocated, &nbd_ops, source);
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * step.c - the one place that runs and undoes steps; see step.h.  Workers.
+ */
+#include "backend/step.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <unistd.h>
+
+#ifdef BE_CRASH_POINTS
+void be_crash_point(const char *area, const char *name, const char *when)
+{
+    const char *wanted = g_getenv("VMSNAPFS_CRASH_AT");
+    g_autofree char *point = g_strdup_printf("%s:%s:%s", area, name, when);
+
+    if (wanted && g_str_equal(wanted, point)) {
+        kill(getpid(), SIGKILL);
+    }
+}
+#endif
+
+static void undo_from(const BeStep *steps, gsize last, gpointer work)
+{
+    for (gsize i = last + 1; i > 0; i--) {
+        if (steps[i - 1].undo) {
+            steps[i - 1].undo(work);
+        }
+    }
+}
+
+gboolean be_steps_run(const char *area, const BeStep *steps, gpointer work, BeJob *job,
+                      GError **error)
+{
+    for (gsize i = 0; steps[i].name; i++) {
+        gboolean cancelled = be_job_is_cancelled(job);
+
+        if (cancelled) {
+            g_set_error(error, BE_ERROR, ECANCELED, "cancelled before '%s'", steps[i].name);
+        }
+        be_crash_point(area, steps[i].name, "before");
+        if (cancelled || !steps[i].run(work, error)) {
+            undo_from(steps, i, work);
+            return FALSE;
+        }
+        be_crash_point(area, steps[i].name, "after");
+    }
+    return TRUE;
+}

@@ -1,0 +1,623 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * stream.c - the life of a stream: open, map, fail, close; see stream.h.
+ *
+ * Entered by any thread.  Work that blocks (opening, each step of the map)
+ * runs on a small pool of workers shared by all streams; it counts as "busy",
+ * as do callbacks under way, and close() waits until nothing is.
+ */
+#include "backend/stream-priv.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "backend/error.h"
+
+/* Openers block for seconds at a dead server; so more than a few. */
+#define WORKERS 16
+
+typedef struct {
+    guint64 offset;
+    gboolean data;
+    BeSeekDone done;
+    gpointer user;
+    gint64 result;
+    int errnum;
+} BeSeek;
+
+typedef struct {
+    void (*run)(BeStream *stream);
+    BeStream *stream;
+} BeTask;
+
+/* ---- Workers ---- */
+
+static void task_run(gpointer data, gpointer user G_GNUC_UNUSED)
+{
+    g_autofree BeTask *task = data;
+
+    task->run(task->stream);
+}
+
+static void task_push(BeStream *stream, void (*run)(BeStream *stream))
+{
+    static gsize once;
+    static GThreadPool *pool;
+    BeTask *task = g_new(BeTask, 1);
+
+    if (g_once_init_enter(&once)) {
+        pool = g_thread_pool_new(task_run, NULL, WORKERS, FALSE, NULL);
+        g_once_init_leave(&once, 1);
+    }
+    *task = (BeTask){.run = run, .stream = stream};
+    g_thread_pool_push(pool, task, NULL);
+}
+
+/* A task has a reference and counts as busy until task_end_and_unlock(). */
+static void task_start_locked(BeStream *stream, void (*run)(BeStream *stream))
+{
+    stream->busy++;
+    task_push(be_stream_ref(stream), run);
+}
+
+/* ---- Object ---- */
+
+BeStream *be_stream_new(guint64 size, guint64 allocated_estimate, const BeSourceOps *ops,
+                        gpointer source)
+{
+    BeStream *stream = g_new0(BeStream, 1);
+
+    g_atomic_ref_count_init(&stream->refs);
+    g_mutex_init(&stream->lock);
+    g_cond_init(&stream->quiet);
+    stream->size = size;
+    stream->allocated = MIN(allocated_estimate, size);
+    stream->ops = ops;
+    stream->source = source;
+    stream->timeout_us = BE_STREAM_TIMEOUT_US;
+    stream->spare = g_ptr_array_new();
+    return stream;
+}
+
+BeStream *be_stream_ref(BeStream *stream)
+{
+    g_atomic_ref_count_inc(&stream->refs);
+    return stream;
+}
+
+static void stream_free(BeStream *stream)
+{
+    if (stream->source) {
+        stream->ops->cancel(stream->source);
+        stream->ops->close(stream->source);
+    }
+    be_chunk_spare_free_locked(stream);
+    g_ptr_array_unref(stream->spare);
+    be_extents_free(stream->map);
+    be_rate_unref(stream->rate);
+    g_free(stream->reason);
+    g_cond_clear(&stream->quiet);
+    g_mutex_clear(&stream->lock);
+    g_free(stream);
+}
+
+static void close_and_free(BeStream *stream)
+{
+    be_stream_close(stream);
+    stream_free(stream);
+}
+
+void be_stream_unref(BeStream *stream)
+{
+    gboolean attached;
+
+    if (!stream || !g_atomic_ref_count_dec(&stream->refs)) {
+        return;
+    }
+    g_mutex_lock(&stream->lock);
+    attached = stream->attached;
+    g_mutex_unlock(&stream->lock);
+    /* The last reference may go inside a callback; threads cannot be joined there. */
+    if (attached) {
+        task_push(stream, close_and_free);
+    } else {
+        stream_free(stream);
+    }
+}
+
+guint64 be_stream_size(BeStream *stream)
+{
+    return stream->size;
+}
+
+guint64 be_stream_allocated(BeStream *stream)
+{
+    guint64 allocated;
+
+    g_mutex_lock(&stream->lock);
+    allocated = stream->allocated;
+    g_mutex_unlock(&stream->lock);
+    return allocated;
+}
+
+guint64 be_stream_bytes_read(BeStream *stream)
+{
+    guint64 bytes;
+
+    g_mutex_lock(&stream->lock);
+    bytes = stream->bytes_read;
+    g_mutex_unlock(&stream->lock);
+    return bytes;
+}
+
+guint64 be_stream_bytes_fetched(BeStream *stream)
+{
+    guint64 bytes;
+
+    g_mutex_lock(&stream->lock);
+    bytes = stream->bytes_fetched;
+    g_mutex_unlock(&stream->lock);
+    return bytes;
+}
+
+guint be_stream_readers(BeStream *stream)
+{
+    guint readers;
+
+    g_mutex_lock(&stream->lock);
+    readers = stream->readers.length;
+    g_mutex_unlock(&stream->lock);
+    return readers;
+}
+
+char *be_stream_reason(BeStream *stream)
+{
+    char *reason;
+
+    g_mutex_lock(&stream->lock);
+    reason = g_strdup(stream->reason);
+    g_mutex_unlock(&stream->lock);
+    return reason;
+}
+
+void be_stream_set_timeout(BeStream *stream, gint64 timeout_us)
+{
+    g_mutex_lock(&stream->lock);
+    stream->timeout_us = timeout_us;
+    g_mutex_unlock(&stream->lock);
+}
+
+void be_stream_set_rate(BeStream *stream, BeRate *rate)
+{
+    BeRate *old;
+
+    g_mutex_lock(&stream->lock);
+    old = stream->rate;
+    stream->rate = rate ? be_rate_ref(rate) : NULL;
+    g_mutex_unlock(&stream->lock);
+    be_rate_unref(old);
+}
+
+/* ---- Callbacks ---- */
+
+void be_stream_busy_end_locked(BeStream *stream)
+{
+    stream->busy--;
+    if (stream->busy == 0) {
+        g_cond_broadcast(&stream->quiet);
+    }
+}
+
+void be_stream_deliver_and_unlock(BeStream *stream, GQueue *ended)
+{
+    GQueue delivered = G_QUEUE_INIT;
+    GList *link;
+
+    if (ended->length == 0) {
+        g_mutex_unlock(&stream->lock);
+        return;
+    }
+    stream->busy++;
+    while ((link = g_queue_pop_head_link(ended))) {
+        BeRead *read = link->data;
+
+        g_mutex_unlock(&stream->lock);
+        read->done(read->errnum ? NULL : read->iov, read->errnum ? 0 : (int)read->count,
+                   read->errnum, read->user);
+        g_mutex_lock(&stream->lock);
+        be_read_release_locked(read);
+        be_stream_progress_locked(stream, ended);
+        g_queue_push_tail_link(&delivered, link);
+    }
+    be_stream_busy_end_locked(stream);
+    g_mutex_unlock(&stream->lock);
+    /* May free the reader, and the stream with it. */
+    while ((link = g_queue_pop_head_link(&delivered))) {
+        be_read_unref(link->data);
+    }
+}
+
+static void seeks_deliver(GQueue *seeks)
+{
+    BeSeek *seek;
+
+    while ((seek = g_queue_pop_head(seeks))) {
+        seek->done(seek->errnum ? -1 : seek->result, seek->errnum, seek->user);
+        g_free(seek);
+    }
+}
+
+/* For threads that may call back; the stream is busy while they do. */
+static void deliver_all_and_unlock(BeStream *stream, GQueue *reads, GQueue *seeks)
+{
+    GQueue ended_seeks = *seeks;
+
+    g_queue_init(seeks);
+    if (ended_seeks.length > 0) {
+        stream->busy++;
+        g_mutex_unlock(&stream->lock);
+        seeks_deliver(&ended_seeks);
+        g_mutex_lock(&stream->lock);
+        be_stream_busy_end_locked(stream);
+    }
+    be_stream_deliver_and_unlock(stream, reads);
+}
+
+static void task_end_and_unlock(BeStream *stream, GQueue *reads, GQueue *seeks)
+{
+    deliver_all_and_unlock(stream, reads, seeks);
+    g_mutex_lock(&stream->lock);
+    be_stream_busy_end_locked(stream);
+    g_mutex_unlock(&stream->lock);
+    be_stream_unref(stream);
+}
+
+static void end_all_locked(BeStream *stream, int errnum, GQueue *reads, GQueue *seeks)
+{
+    BeSeek *seek;
+    BeRead *read;
+
+    while ((read = g_queue_peek_head(&stream->reads))) {
+        be_read_end_locked(read, errnum, reads);
+    }
+    while ((seek = g_queue_pop_head(&stream->seeks))) {
+        seek->errnum = errnum;
+        g_queue_push_tail(seeks, seek);
+    }
+}
+
+/* ---- Map ---- */
+
+/* Returns: whether the answer is known. */
+static gboolean seek_try_locked(BeStream *stream, BeSeek *seek)
+{
+    guint64 result = 0;
+
+    if (seek->offset >= stream->size) {
+        seek->errnum = ENXIO;
+        return TRUE;
+    }
+    if (stream->state == BE_STREAM_DOWN) {
+        seek->errnum = EIO;
+        return TRUE;
+    }
+    if (!stream->map) {
+        return FALSE;
+    }
+    switch (be_extents_next(stream->map, seek->offset, seek->data, &result)) {
+    case BE_NEXT_FOUND:
+        seek->result = (gint64)result;
+        return TRUE;
+    case BE_NEXT_NONE:
+        seek->errnum = ENXIO;
+        return TRUE;
+    case BE_NEXT_UNKNOWN:
+        break;
+    }
+    return FALSE;
+}
+
+static void seeks_try_locked(BeStream *stream, GQueue *ended)
+{
+    for (guint left = stream->seeks.length; left > 0; left--) {
+        BeSeek *seek = g_queue_pop_head(&stream->seeks);
+
+        g_queue_push_tail(seek_try_locked(stream, seek) ? ended : &stream->seeks, seek);
+    }
+}
+
+/* Takes over what one step found; an extent of no length is a lie. */
+static void map_append_locked(BeStream *stream, const GArray *found)
+{
+    guint64 before = be_extents_end(stream->map);
+
+    for (guint i = 0; i < found->len && !be_extents_complete(stream->map); i++) {
+        const BeExtent *extent = &g_array_index(found, BeExtent, i);
+
+        if (!be_extents_append(stream->map, extent->length, extent->flags)) {
+            stream->map_state = BE_MAP_FAILED;
+            return;
+        }
+    }
+    if (be_extents_complete(stream->map)) {
+        stream->map_state = BE_MAP_COMPLETE;
+        stream->allocated = be_extents_data_bytes(stream->map);
+    } else if (be_extents_end(stream->map) == before) {
+        stream->map_state = BE_MAP_FAILED;
+    }
+}
+
+static int seek_errno(const GError *error)
+{
+    return g_error_matches(error, BE_ERROR, ETIMEDOUT) ? ETIMEDOUT : EIO;
+}
+
+/* Returns: whether there is more to do.  Takes and gives back the lock. */
+static gboolean map_step_locked(BeStream *stream, GArray *found, GQueue *seeks)
+{
+    guint64 offset = be_extents_end(stream->map);
+    gint64 timeout_us = stream->timeout_us;
+    gpointer source = stream->source;
+    g_autoptr(GError) error = NULL;
+    BeSeek *seek;
+    gboolean ok;
+
+    g_mutex_unlock(&stream->lock);
+    g_array_set_size(found, 0);
+    ok = stream->ops->extents(source, BE_EXTENTS_ALLOCATION, offset, timeout_us, found, &error);
+    g_mutex_lock(&stream->lock);
+    if (ok) {
+        map_append_locked(stream, found);
+    } else {
+        stream->map_state = BE_MAP_FAILED;
+    }
+    seeks_try_locked(stream, seeks);
+    while (stream->map_state == BE_MAP_FAILED && (seek = g_queue_pop_head(&stream->seeks))) {
+        seek->errnum = seek_errno(error);
+        g_queue_push_tail(seeks, seek);
+    }
+    return stream->map_state == BE_MAP_FETCHING && stream->state == BE_STREAM_OPEN;
+}
+
+static void map_task(BeStream *stream)
+{
+    g_autoptr(GArray) found = g_array_new(FALSE, FALSE, sizeof(BeExtent));
+    GQueue reads = G_QUEUE_INIT;
+    GQueue seeks = G_QUEUE_INIT;
+    gboolean more;
+
+    g_mutex_lock(&stream->lock);
+    more = stream->state == BE_STREAM_OPEN;
+    while (more) {
+        more = map_step_locked(stream, found, &seeks);
+        if (seeks.length > 0 && more) {
+            deliver_all_and_unlock(stream, &reads, &seeks);
+            g_mutex_lock(&stream->lock);
+        }
+    }
+    task_end_and_unlock(stream, &reads, &seeks);
+}
+
+static void map_start_locked(BeStream *stream)
+{
+    stream->map_wanted = FALSE;
+    if (stream->map_state == BE_MAP_FETCHING || stream->map_state == BE_MAP_COMPLETE) {
+        return;
+    }
+    if (!stream->map) {
+        stream->map = be_extents_new(BE_EXTENTS_ALLOCATION, stream->size);
+    }
+    stream->map_state = BE_MAP_FETCHING;
+    task_start_locked(stream, map_task);
+}
+
+/* ---- Open ---- */
+
+/* The largest power of 2 that the source takes in one request. */
+static guint32 cell_size(const BeSourceLimits *limits)
+{
+    guint32 cell = BE_CHUNK_SIZE;
+
+    while (cell > limits->request_max) {
+        cell /= 2;
+    }
+    return cell;
+}
+
+static void open_task(BeStream *stream)
+{
+    g_autoptr(GError) error = NULL;
+    BeSourceLimits limits = {0};
+    GQueue reads = G_QUEUE_INIT;
+    GQueue seeks = G_QUEUE_INIT;
+    gint64 timeout_us;
+    gboolean ok;
+
+    g_mutex_lock(&stream->lock);
+    timeout_us = stream->timeout_us;
+    g_mutex_unlock(&stream->lock);
+    ok = stream->ops->open(stream->source, timeout_us, &limits, &error);
+    g_mutex_lock(&stream->lock);
+    if (ok) {
+        stream->limits = limits;
+        stream->cell = cell_size(&limits);
+    }
+    if (stream->state == BE_STREAM_OPENING) {
+        stream->state = ok ? BE_STREAM_OPEN : BE_STREAM_IDLE;
+        if (!ok) {
+            g_debug("stream: %s", error->message);
+            end_all_locked(stream, seek_errno(error), &reads, &seeks);
+        } else if (stream->map_wanted) {
+            map_start_locked(stream);
+        }
+        be_stream_progress_locked(stream, &reads);
+    }
+    task_end_and_unlock(stream, &reads, &seeks);
+}
+
+/* The clock must run before anything can wait. */
+static gboolean attach_locked(BeStream *stream)
+{
+    if (!stream->attached) {
+        stream->attached = be_clock_attach(stream);
+    }
+    return stream->attached;
+}
+
+gboolean be_stream_want_locked(BeStream *stream, gboolean map)
+{
+    if (stream->state == BE_STREAM_OPEN && map && stream->map_state == BE_MAP_NONE) {
+        map_start_locked(stream);
+    }
+    if (stream->state == BE_STREAM_OPENING || stream->state == BE_STREAM_IDLE) {
+        stream->map_wanted |= map;
+    }
+    if (stream->state != BE_STREAM_IDLE) {
+        return TRUE;
+    }
+    if (!attach_locked(stream)) {
+        return FALSE;
+    }
+    stream->state = BE_STREAM_OPENING;
+    task_start_locked(stream, open_task);
+    return TRUE;
+}
+
+static void seeks_task(BeStream *stream)
+{
+    GQueue reads = G_QUEUE_INIT;
+
+    g_mutex_lock(&stream->lock);
+    task_end_and_unlock(stream, &reads, &stream->seeks_ended);
+}
+
+void be_stream_seek(BeStream *stream, guint64 offset, gboolean data, BeSeekDone done, gpointer user)
+{
+    BeSeek *seek = g_new(BeSeek, 1);
+    gboolean known;
+
+    *seek = (BeSeek){.offset = offset, .data = data, .done = done, .user = user, .errnum = 0};
+    g_mutex_lock(&stream->lock);
+    known = seek_try_locked(stream, seek);
+    if (!known && !be_stream_want_locked(stream, TRUE)) {
+        seek->errnum = EIO;
+        known = TRUE;
+    }
+    if (!known) {
+        g_queue_push_tail(&stream->seeks, seek);
+        if (stream->state == BE_STREAM_OPEN && stream->map_state == BE_MAP_FAILED) {
+            map_start_locked(stream);
+        }
+    } else {
+        g_queue_push_tail(&stream->seeks_ended, seek);
+        if (stream->attached) {
+            be_clock_kick(0);
+        } else {
+            task_start_locked(stream, seeks_task);
+        }
+    }
+    g_mutex_unlock(&stream->lock);
+}
+
+/* ---- Clock ---- */
+
+static void expire_locked(BeStream *stream, gint64 now_us, GQueue *ended)
+{
+    BeRead *read;
+
+    while ((read = g_queue_peek_head(&stream->reads)) && read->deadline_us <= now_us) {
+        /* It is we who make it wait, not the server. */
+        if (be_read_is_throttled_locked(read)) {
+            read->deadline_us = now_us + stream->timeout_us;
+            g_queue_unlink(&stream->reads, &read->link);
+            g_queue_push_tail_link(&stream->reads, &read->link);
+            continue;
+        }
+        be_read_end_locked(read, ETIMEDOUT, ended);
+    }
+}
+
+gint64 be_stream_tick(BeStream *stream, gint64 now_us)
+{
+    GQueue seeks = G_QUEUE_INIT;
+    gint64 next_us = G_MAXINT64;
+    const BeRead *read;
+    const BeChunk *chunk;
+    GQueue reads;
+
+    g_mutex_lock(&stream->lock);
+    reads = stream->reads_ended;
+    g_queue_init(&stream->reads_ended);
+    seeks = stream->seeks_ended;
+    g_queue_init(&stream->seeks_ended);
+    if (stream->state != BE_STREAM_DOWN) {
+        expire_locked(stream, now_us, &reads);
+        be_chunk_due_locked(stream, now_us);
+    }
+    read = g_queue_peek_head(&stream->reads);
+    if (read) {
+        next_us = read->deadline_us;
+    }
+    chunk = g_queue_peek_head(&stream->throttled);
+    if (chunk) {
+        next_us = MIN(next_us, chunk->due_us);
+    }
+    deliver_all_and_unlock(stream, &reads, &seeks);
+    return next_us;
+}
+
+/* ---- End ---- */
+
+void be_stream_fail(BeStream *stream, const char *reason)
+{
+    g_mutex_lock(&stream->lock);
+    if (stream->state != BE_STREAM_DOWN) {
+        stream->state = BE_STREAM_DOWN;
+        stream->reason = g_strdup(reason);
+        end_all_locked(stream, EIO, &stream->reads_ended, &stream->seeks_ended);
+        be_chunk_unthrottle_locked(stream);
+        if (stream->source) {
+            stream->ops->cancel(stream->source);
+        }
+        be_clock_kick(0);
+    }
+    g_mutex_unlock(&stream->lock);
+}
+
+static void wait_quiet_locked(BeStream *stream)
+{
+    while (stream->busy > 0) {
+        g_cond_wait(&stream->quiet, &stream->lock);
+    }
+}
+
+void be_stream_close(BeStream *stream)
+{
+    gboolean attached;
+    gpointer source;
+
+    be_stream_fail(stream, "closed");
+    g_mutex_lock(&stream->lock);
+    if (stream->closing) {
+        g_mutex_unlock(&stream->lock);
+        return;
+    }
+    stream->closing = TRUE;
+    deliver_all_and_unlock(stream, &stream->reads_ended, &stream->seeks_ended);
+    g_mutex_lock(&stream->lock);
+    wait_quiet_locked(stream);
+    source = g_steal_pointer(&stream->source);
+    g_mutex_unlock(&stream->lock);
+    stream->ops->close(source);
+    g_mutex_lock(&stream->lock);
+    wait_quiet_locked(stream);
+    attached = stream->attached;
+    g_mutex_unlock(&stream->lock);
+    if (attached) {
+        be_clock_detach(stream);
+    }
+    g_mutex_lock(&stream->lock);
+    stream->attached = FALSE;
+    /* A seek may have come in when the clock was just leaving. */
+    deliver_all_and_unlock(stream, &stream->reads_ended, &stream->seeks_ended);
+}

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * stream.h - the base of all streams, for those who make and end them.
+ *
+ * A stream is a size, a source and what readers share: the allocation map, the
+ * buffers, the rate limit.  What readers see is in backend.h.
+ */
+#pragma once
+
+#include "backend/backend.h"
+#include "backend/extents.h"
+
+/* A read that is longer is refused with EINVAL; FUSE asks for 1 MiB at most. */
+#define BE_READ_MAX (4u * 1024 * 1024)
+
+/* Deadline of a read, a connection or a step of the map, unless set. */
+#define BE_STREAM_TIMEOUT_US (30 * G_USEC_PER_SEC)
+
+typedef struct BeTransfer BeTransfer;
+
+/**
+ * BeTransfer: one request to a source.  Belongs to the reader that made it; to
+ * the source from pread() until it calls @done.
+ */
+struct BeTransfer {
+    void *buffer;
+    guint64 offset;
+    guint32 length;
+    void (*done)(BeTransfer *transfer, int errnum); /* on a thread of the source, no lock held */
+    /* for the source alone */
+    GList link;
+    gpointer owner;
+    gint64 cookie;
+    guint attempts;
+};
+
+/**
+ * BeSourceLimits: what a source wants of requests; known when it is open.
+ */
+typedef struct {
+    guint32 block_min;         /* offset and length are multiples; a power of 2, at most 64 KiB */
+    guint32 request_max;       /* bytes of a request, at least @block_min */
+} BeSourceLimits;
+
+/**
+ * BeSourceNow: the bytes of read_now(); @buffer is valid during the call.
+ * @errnum: 0, or why there are none.
+ */
+typedef void (*BeSourceNow)(const void *buffer, int errnum, gpointer user);
+
+/**
+ * BeSourceOps: what a kind of source does.  After cancel() everything ends
+ * soon with EIO.
+ */
+typedef struct {
+    const char *name;          /* for messages: "nbd" */
+
+    /**
+     * open: connects.  Blocks at most @timeout_us; on a worker.  Called again
+     * after a failure, never after success.
+     * Checks that the disk has the size the stream was made with.
+     */
+    gboolean (*open)(gpointer source, gint64 timeout_us, BeSourceLimits *ret_limits,
+                     GError **error);
+
+    /**
+     * pread: submits a request within the limits and the disk.  Does not block
+     * and does not call done() itself; called with the stream's lock held.
+     */
+    void (*pread)(gpointer source, BeTransfer *transfer);
+
+    /**
+     * read_now: reads on the calling thread, which waits; for small random
+     * reads.  May be NULL.
+     * Returns: FALSE when that cannot be done now, and @sink was not called.
+     */
+    gboolean (*read_now)(gpointer source, guint64 offset, guint32 length, gint64 timeout_us,
+                         BeSourceNow sink, gpointer user);
+
+    /**
+     * extents: what is known from @offset on: appends at least one BeExtent to
+     * @out (their starts are not looked at) that together begin at @offset.
+     * Blocks at most @timeout_us; on a worker.
+     */
+    gboolean (*extents)(gpointer source, BeExtentKind kind, guint64 offset, gint64 timeout_us,
+                        GArray *out, GError **error);
+
+    /**
+     * cancel: makes every call above and every transfer end now with EIO, for
+     * good.  Any thread, any number of times, before and after open(); does not
+     * block.
+     */
+    void (*cancel)(gpointer source);
+
+    /**
+     * close: joins the threads of the source and frees it.  Every transfer was
+     * done() before it returns.  Blocks; after cancel(), with no call above
+     * under way.
+     */
+    void (*close)(gpointer source);
+} BeSourceOps;
+
+/**
+ * be_stream_new:
+ * @size: bytes of the disk
+ * @allocated_estimate: what be_stream_allocated() says until the map is known
+ * @source: belongs to the stream from now on
+ *
+ * Starts nothing: the first read or seek opens the source, on a worker thread.
+ */
+BeStream *be_stream_new(guint64 size, guint64 allocated_estimate, const BeSourceOps *ops,
+                        gpointer source);
+
+/**
+ * be_stream_fail: from now on every read and seek, under way or new, ends
+ * with EIO.  Any thread; never blocks; callbacks come from another thread.
+ * @reason: a sentence for be_stream_reason(); the first one is kept
+ */
+void be_stream_fail(BeStream *stream, const char *reason);
+
+/**
+ * be_stream_close: the same, then waits for every callback, joins the threads
+ * and closes the connections.  Blocks, briefly; on a worker, not in a callback.
+ * To be called once.  A stream whose last reference goes without it is closed
+ * on a worker.
+ */
+void be_stream_close(BeStream *stream);
+
+/**
+ * be_stream_reason: why it failed, to free with g_free(), or NULL.
+ */
+char *be_stream_reason(BeStream *stream);
+
+/**
+ * be_stream_readers: how many BeReaders are open.
+ */
+guint be_stream_readers(BeStream *stream);
+
+/**
+ * be_stream_bytes_read: bytes handed to readers, holes too.
+ * be_stream_bytes_fetched: bytes that came from the source.
+ */
+guint64 be_stream_bytes_read(BeStream *stream);
+guint64 be_stream_bytes_fetched(BeStream *stream);
+
+/**
+ * be_stream_set_timeout: the deadline of reads, connections and steps of the
+ * map from now on.
+ */
+void be_stream_set_timeout(BeStream *stream, gint64 timeout_us);
+
+/**
+ * BeRate: a limit in bytes per second that several streams can share.
+ */
+typedef struct BeRate BeRate;
+
+/**
+ * be_rate_new: 0 means no limit.  be_rate_set() counts from the next request.
+ */
+BeRate *be_rate_new(guint64 bytes_per_second);
+BeRate *be_rate_ref(BeRate *rate);
+void be_rate_unref(BeRate *rate);
+void be_rate_set(BeRate *rate, guint64 bytes_per_second);
+guint64 be_rate_get(BeRate *rate);
+
+/**
+ * be_stream_set_rate: limits what is fetched from the source.
+ * @rate: NULL: not limited
+ */
+void be_stream_set_rate(BeStream *stream, BeRate *rate);

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * xml.h - libvirt's XML as plain structs, and the XML we send to libvirt.
+ *
+ * Pure functions of their arguments: any thread.  Parsed structs are immutable
+ * and belong to the caller.  Texts come from libvirt, but names, paths and
+ * descriptions in them come from anybody, so everything is bounded: a text over
+ * BE_XML_MAX_BYTES is EFBIG, one with a DOCTYPE (where entity attacks live;
+ * libvirt never writes one) and one that is not well-formed or not of the kind
+ * asked for are EIO.  Nothing is ever fetched from a file or the network.
+ */
+#pragma once
+
+#include "backend.h"
+
+#define BE_XML_MAX_BYTES ((gsize)8 * 1024 * 1024)
+
+/**
+ * BeXmlDevice: what the guest sees.
+ */
+typedef enum {
+    BE_XML_DEVICE_DISK,
+    BE_XML_DEVICE_CDROM,
+    BE_XML_DEVICE_FLOPPY,
+    BE_XML_DEVICE_LUN,
+} BeXmlDevice;
+
+/**
+ * BeXmlSource: where the bytes of a disk or of one level of its chain are.
+ * BE_XML_SOURCE_NONE is an empty drive, BE_XML_SOURCE_OTHER a type that this
+ * version does not know.
+ */
+typedef enum {
+    BE_XML_SOURCE_NONE,
+    BE_XML_SOURCE_FILE,
+    BE_XML_SOURCE_BLOCK,
+    BE_XML_SOURCE_DIR,
+    BE_XML_SOURCE_NETWORK,
+    BE_XML_SOURCE_VOLUME,
+    BE_XML_SOURCE_NVME,
+    BE_XML_SOURCE_VHOSTUSER,
+    BE_XML_SOURCE_OTHER,
+} BeXmlSource;
+
+/**
+ * be_xml_source_name, be_xml_device_name: the word libvirt uses, "file", "cdrom".
+ */
+const char *be_xml_source_name(BeXmlSource source);
+const char *be_xml_device_name(BeXmlDevice device);
+
+/**
+ * BeXmlLevel: one image of a chain.
+ */
+typedef struct {
+    BeXmlSource source;
+    char *path;                /* of a file, block device or directory, else NULL */
+    char *format;              /* "raw", "qcow2", ...; NULL: not said */
+    guint index;               /* libvirt's number for "vda[N]"; 0: none */
+    gboolean encrypted;
+    gboolean sliced;           /* only a part of the file is the disk (<slices>) */
+} BeXmlLevel;
+
+/**
+ * BeXmlDisk: one disk of a domain.
+ */
+typedef struct {
+    char *target;              /* "vda": letters, digits and ":_.-", not leading . or - */
+    char *bus;                 /* "virtio", or NULL */
+    BeXmlDevice device;
+    BeXmlLevel top;            /* the active image */
+    char *protocol;            /* of a network source: "nbd", "rbd", ..., else NULL */
+    char *pool;                /* of a volume source, else NULL */
+    char *volume;
+    GPtrArray *backing;        /* of BeXmlLevel: below the top, nearest first */
+    gboolean backing_complete; /* the XML says where the chain ends */
+    gboolean readonly;
+    gboolean shareable;
+    gboolean transient;
+    gboolean mirrored;         /* a block job with a target runs (<mirror>) */
+    char *error_policy;        /* "stop", "report", ...; NULL: the default */
+} BeXmlDisk;
+
+/**
+ * BeXmlDomain: what we need to know of a domain.
+ */
+typedef struct {
+    char *uuid;
+    char *name;
+    char *type;                /* "kvm", "qemu", "test", ... */
+    GPtrArray *disks;          /* of BeXmlDisk, in the order of the XML */
+    char *loader;              /* firmware image, or NULL */
+    char *loader_type;         /* "pflash", "rom", or NULL */
+    char *nvram;               /* path of the variable store, or NULL */
+    char *kernel;              /* direct boot, or NULL */
+    char *initrd;
+    char *dac_label;           /* "+64055:+64055" as written, or NULL */
+    gboolean has_hostdevs;
+    gboolean agent_connected;  /* the guest has opened the agent's channel */
+} BeXmlDomain;
+
+/**
+ * be_xml_domain_parse:
+ * @xml: a <domain>, as virDomainGetXMLDesc() gives it (active or inactive)
+ *
+ * Returns: the domain, to be freed with be_xml_domain_free(); NULL: EFBIG, EIO.
+ */
+BeXmlDomain *be_xml_domain_parse(const char *xml, GError **error);
+void be_xml_domain_free(BeXmlDomain *domain);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeXmlDomain, be_xml_domain_free)
+
+/**
+ * be_xml_domain_disk: Returns: the disk of that target (owned by @domain), or NULL.
+ */
+const BeXmlDisk *be_xml_domain_disk(const BeXmlDomain *domain, const char *target);
+
+/**
+ * BeXmlCapabilities: what we need to know of a host.
+ */
+typedef struct {
+    gboolean has_dac;          /* uid and gid are those QEMU runs with */
+    uid_t uid;
+    gid_t gid;
+    gboolean external_snapshot; /* libvirt reverts to external snapshots itself */
+} BeXmlCapabilities;
+
+/**
+ * be_xml_capabilities_parse:
+ * @xml: virConnectGetCapabilities()
+ * @ret: filled on success
+ *
+ * Returns: FALSE: EFBIG, EIO.
+ */
+gboolean be_xml_capabilities_parse(const char *xml, BeXmlCapabilities *ret, GError **error);
+
+/**
+ * be_xml_dac_parse:
+ * @label: "+UID:+GID" or "UID:GID"; a label with names is refused, for names
+ *   are the host's to resolve
+ *
+ * Returns: FALSE: EINVAL.
+ */
+gboolean be_xml_dac_parse(const char *label, uid_t *ret_uid, gid_t *ret_gid, GError **error);
+
+/**
+ * BeXmlBackupDisk: one disk of a backup.  For building it the strings are the
+ * caller's; in a parsed backup they are the backup's.
+ */
+typedef struct {
+    char *target;
+    gboolean backup;           /* FALSE: this disk is left out */
+    char *export_name;         /* of the NBD export; NULL when building: the target */
+    char *scratch;             /* absolute path, or NULL */
+    guint scratch_index;       /* for "vda[N]"; only in a running one; 0: none */
+} BeXmlBackupDisk;
+
+/**
+ * BeXmlBackup: a running backup.
+ */
+typedef struct {
+    gboolean pull;             /* mode='pull'; else push */
+    char *socket;              /* unix socket of the NBD server, or NULL */
+    char *incremental;         /* the checkpoint it starts from, or NULL */
+    GPtrArray *disks;          /* of BeXmlBackupDisk */
+} BeXmlBackup;
+
+/**
+ * be_xml_backup_build:
+ * @socket: absolute path of the unix socket that QEMU shall bind
+ * @disks: (element BeXmlBackupDisk): all disks of the domain; scratch files are
+ *   qcow2 and made by libvirt
+ *
+ * Builds the XML of a full backup in pull mode for virDomainBackupBegin()
+ * (libvirt formatbackup; schema domainbackup.rng).  Every disk must be listed:
+ * libvirt backs up one that is not.
+ *
+ * Returns: the XML, to be freed with g_free(); NULL: EINVAL when a text cannot
+ * be in XML (not UTF-8, control characters) or a path is not absolute.
+ */
+char *be_xml_backup_build(const char *socket, const GPtrArray *disks, GError **error);
+
+/**
+ * be_xml_backup_parse:
+ * @xml: virDomainBackupGetXMLDesc()
+ *
+ * Returns: the backup, to be freed with be_xml_backup_free(); NULL: EFBIG, EIO.
+ */
+BeXmlBackup *be_xml_backup_parse(const char *xml, GError **error);
+void be_xml_backup_free(BeXmlBackup *backup);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeXmlBackup, be_xml_backup_free)
