@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * backup.c - the rows of domains/<vm>/backups; see def.h for what each is.
+ *
+ * Any thread.  A backup's item holds a BeBackup, a disk's item the BeDisk of
+ * its parent's backup.
+ */
+#include "fs/backup.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fs/dir.h"
+#include "fs/name.h"
+#include "fs/private.h"
+
+/* ---- The collection ------------------------------------------------------- */
+
+static FsItem *backup_item(FsItem *domain, BeBackup *backup)
+{
+    FsItem *item = fs_item_new(domain, backup->id, fs_name_encode(backup->name, backup->id),
+                               be_backup_ref(backup), (GDestroyNotify)be_backup_unref);
+
+    item->time_us = backup->created_us;
+    item->owner = backup->owner.uid;
+    return item;
+}
+
+FsListing *fs_backups_list(Fs *fs, FsItem *item)
+{
+    g_autoptr(GPtrArray) backups = be_backups(fs->be, item->id);
+    FsListing *listing = fs_listing_new();
+
+    for (guint i = 0; i < backups->len; i++) {
+        fs_listing_add(listing, backup_item(item, g_ptr_array_index(backups, i)));
+    }
+    return listing;
+}
+
+char *fs_backups_latest(Fs *fs, FsItem *item)
+{
+    g_autoptr(GPtrArray) backups = be_backups(fs->be, item->id);
+    const BeBackup *latest;
+
+    if (backups->len == 0) {
+        return NULL;
+    }
+    latest = g_ptr_array_index(backups, backups->len - 1);
+    return fs_name_encode(latest->name, latest->id);
+}
+
+static BeJob *begin(const FsAct *act, const char *name, const BeBackupOptions *options)
+{
+    return be_backup_begin(act->be, act->item->id, name, options, act->caller, act->done,
+                           act->user);
+}
+
+BeJob *fs_backups_make(const FsAct *act, const char *name, GError **error G_GNUC_UNUSED)
+{
+    return begin(act, name, NULL);
+}
+
+BeJob *fs_backup_run_begin(const FsAct *act, const FsCommand *command, GError **error)
+{
+    const char *name = g_ptr_array_index(command->words, 0);
+    const char *only = g_hash_table_lookup(command->options, "only");
+    g_auto(GStrv) targets = only ? g_strsplit(only, ",", -1) : NULL;
+    BeBackupOptions options = {.only = (const char *const *)targets,
+                               .scratch_dir = g_hash_table_lookup(command->options, "scratch")};
+    const char *quiesce = g_hash_table_lookup(command->options, "quiesce");
+
+    if (!fs_name_check_new(name, error)) {
+        return NULL;
+    }
+    if (g_str_equal(name, "latest")) {
+        g_set_error(error, BE_ERROR, EINVAL, "'%s' is a name of the tree itself", name);
+        return NULL;
+    }
+    if (quiesce && !be_quiesce_parse(quiesce, &options.quiesce)) {
+        g_set_error(error, BE_ERROR, EINVAL, "quiesce is try, require or off");
+        return NULL;
+    }
+    if (targets && targets[0] == NULL) {
+        g_set_error(error, BE_ERROR, EINVAL, "only= names no disk");
+        return NULL;
+    }
+    return begin(act, name, &options);
+}
+
+BeJob *fs_backup_drop(const FsAct *act, GError **error G_GNUC_UNUSED)
+{
+    return be_backup_end(act->be, act->item->data, act->done, act->user);
+}
+
+/* ---- One backup ----------------------------------------------------------- */
+
+gboolean fs_backup_show_created(Fs *fs G_GNUC_UNUSED, FsItem *item, GString *out,
+                                GError **error G_GNUC_UNUSED)
+{
+    const BeBackup *backup = item->data;
+    g_autofree char *text = fs_time_text(backup->created_us);
+
+    g_string_append_printf(out, "%s\n", text);
+    return TRUE;
+}
+
+gboolean fs_backup_show_state(Fs *fs G_GNUC_UNUSED, FsItem *item, GString *out, GError **error)
+{
+    g_autofree char *reason = NULL;
+    BeBackupState state = be_backup_state(item->data, &reason);
+
+    if (state == BE_BACKUP_GONE) {
+        g_set_error(error, BE_ERROR, ENOENT, "the backup '%s' has ended", item->file_name);
+        return FALSE;
+    }
+    g_string_append(out, be_backup_state_name(state));
+    if (reason) {
+        g_autofree char *line = fs_escape_line(reason);
+
+        g_string_append_printf(out, ": %s", line);
+    }
+    g_string_append_c(out, '\n');
+    return TRUE;
+}
+
+gboolean fs_backup_show_consistency(Fs *fs G_GNUC_UNUSED, FsItem *item, GString *out,
+                                    GError **error G_GNUC_UNUSED)
+{
+    const BeBackup *backup = item->data;
+
+    g_string_append_printf(out, "%s\n", be_consistency_name(backup->consistency));
+    return TRUE;
+}
+
+gboolean fs_backup_show_backup_xml(Fs *fs G_GNUC_UNUSED, FsItem *item, GString *out,
+                                   GError **error G_GNUC_UNUSED)
+{
+    const BeBackup *backup = item->data;
+
+    g_string_append(out, backup->backup_xml);
+    return TRUE;
+}
+
+gboolean fs_backup_show_domain_xml(Fs *fs G_GNUC_UNUSED, FsItem *item, GString *out,
+                                   GError **error G_GNUC_UNUSED)
+{
+    const BeBackup *backup = item->data;
+
+    g_string_append(out, backup->domain_xml);
+    return TRUE;
+}
+
+gboolean fs_backup_show_job(Fs *fs G_GNUC_UNUSED, FsItem *item, GString *out,
+                            GError **error G_GNUC_UNUSED)
+{
+    be_backup_job_print(item->data, out);
+    return TRUE;
+}
+
+void fs_backup_xattrs(FsItem *item, FsXattrAdd add, gpointer user)
+{
+    const BeBackup *backup = item->data;
+    g_autofree char *created = fs_time_text(backup->created_us);
+    g_autofree char *frozen =
+        g_strdup_printf("%" G_GINT64_FORMAT, (backup->frozen_us + 999) / 1000);
+
+    add("uuid", backup->domain_uuid, user);
+    add("created", created, user);
+    add("consistency", be_consistency_name(backup->consistency), user);
+    add("frozen_ms", frozen, user);
+}
+
+static BeJob *run_end(const FsAct *act, const FsCommand *command, GError **error)
+{
+    gboolean force = FALSE;
+
+    if (command->words->len == 1) {
+        const char *word = g_ptr_array_index(command->words, 0);
+
+        force = g_str_equal(word, "force");
+        if (!force) {
+            g_set_error(error, BE_ERROR, EINVAL, "'%s' is no word of 'end'; allowed: force", word);
+            return NULL;
+        }
+    }
+    if (!fs_dir_may_end(act->fs, act->item, act->caller, error)
+        || (!force && !fs_dir_item_unused(act->fs, act->item, error))) {
+        return NULL;
+    }
+    return be_backup_end(act->be, act->item->data, act->done, act->user);
+}
+
+const FsVerb fs_backup_verbs[] = {
+    {"end", 0, 1, NULL, "end [force] [async]   end the backup, as rmdir; force: also under readers",
+     run_end},
+    {NULL, 0, 0, NULL, NULL, NULL},
+};
+
+/* ---- Its disks ------------------------------------------------------------ */
+
+FsListing *fs_backup_disks_list(Fs *fs G_GNUC_UNUSED, FsItem *item)
+{
+    const BeBackup *backup = item->data;
+    FsListing *listing = fs_listing_new();
+
+    for (guint i = 0; i < backup->disks->len; i++) {
+        BeDisk *disk = g_ptr_array_index(backup->disks, i);
+        g_autofree char *id = g_strdup_printf("%s/%s", item->id, disk->target);
+        g_autofree char *name = fs_name_encode(disk->target, id);
+        FsItem *child = fs_item_new(item, id, g_strconcat(name, ".raw", NULL), disk, NULL);
+
+        child->size = disk->size;
+        fs_listing_add(listing, child);
+    }
+    return listing;
+}
+
+BeStream *fs_backup_disk_stream(FsItem *item)
+{
+    const BeDisk *disk = item->data;
+
+    return disk->stream;
+}
+
+void fs_backup_disk_xattrs(FsItem *item, FsXattrAdd add, gpointer user)
+{
+    fs_backup_xattrs(item->parent, add, user);
+}

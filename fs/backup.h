@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * backup.h - what the rows of domains/<vm>/backups show and do; named by tree.c.
+ */
+#pragma once
+
+#include "fs/def.h"
+
+FsListing *fs_backups_list(Fs *fs, FsItem *item);
+BeJob *fs_backups_make(const FsAct *act, const char *name, GError **error);
+BeJob *fs_backup_drop(const FsAct *act, GError **error);
+char *fs_backups_latest(Fs *fs, FsItem *item);
+
+gboolean fs_backup_show_created(Fs *fs, FsItem *item, GString *out, GError **error);
+gboolean fs_backup_show_state(Fs *fs, FsItem *item, GString *out, GError **error);
+gboolean fs_backup_show_consistency(Fs *fs, FsItem *item, GString *out, GError **error);
+gboolean fs_backup_show_backup_xml(Fs *fs, FsItem *item, GString *out, GError **error);
+gboolean fs_backup_show_domain_xml(Fs *fs, FsItem *item, GString *out, GError **error);
+gboolean fs_backup_show_job(Fs *fs, FsItem *item, GString *out, GError **error);
+void fs_backup_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
+
+FsListing *fs_backup_disks_list(Fs *fs, FsItem *item);
+BeStream *fs_backup_disk_stream(FsItem *item);
+void fs_backup_disk_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
+
+/**
+ * fs_backup_run_begin: the domain's verb `backup`.
+ */
+BeJob *fs_backup_run_begin(const FsAct *act, const FsCommand *command, GError **error);
+
+extern const FsVerb fs_backup_verbs[];

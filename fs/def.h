@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * def.h - what a row of the tree is: the contract of tree.c and its functions.
+ *
+ * A node of the tree is one FsDef row.  Generic code walks rows and compares no
+ * names; what is particular to a file is in the small functions its row names.
+ * Those functions never see a FUSE type, never block, and may run on several
+ * threads at once.
+ */
+#pragma once
+
+#include <glib.h>
+#include <sys/types.h>
+
+#include "backend/backend.h"
+#include "fs/fs.h"
+#include "fs/item.h"
+
+typedef struct FsDef FsDef;
+
+typedef enum {
+    FS_KIND_DIR,               /* static rows, and children that `list` gives */
+    FS_KIND_ATTR,              /* text made at open by `show` or `fetch` */
+    FS_KIND_CONTROL,           /* one write is one command */
+    FS_KIND_STREAM,            /* point-in-time data */
+    FS_KIND_FEED,              /* events as they come; the one file that blocks */
+    FS_KIND_LINK,              /* symbolic link whose text is `target` */
+} FsKind;
+
+typedef enum {
+    FS_HIDDEN = 1 << 0,        /* opens by name, readdir does not list it */
+    FS_LIVE = 1 << 1,          /* wants an inventory younger than 0.5 s */
+} FsFlags;
+
+/**
+ * FsCommand: one parsed line of a control file.
+ */
+typedef struct {
+    GPtrArray *words;          /* of char *, without the verb and the options */
+    GHashTable *options;       /* key -> value */
+    gboolean async;            /* the last word was "async" */
+} FsCommand;
+
+/**
+ * FsAct: where an action that was started ends.  @done is called once with
+ * @user unless the starting function returned NULL.
+ */
+typedef struct {
+    Fs *fs;
+    Be *be;
+    FsItem *item;              /* the object acted on: a domain, a backup */
+    const BeCaller *caller;
+    BeDone done;
+    gpointer user;
+} FsAct;
+
+/*
+ * An action starts a job and returns its reference.  NULL with @error set: it
+ * could not be started; NULL without: it is done already.
+ */
+typedef BeJob *(*FsMake)(const FsAct *act, const char *name, GError **error);
+typedef BeJob *(*FsDrop)(const FsAct *act, GError **error);
+typedef BeJob *(*FsRun)(const FsAct *act, const FsCommand *command, GError **error);
+
+/**
+ * FsVerb: one verb of a control file; an array ends with an empty row.
+ */
+typedef struct {
+    const char *name;
+    guint min_words;
+    guint max_words;
+    const char *const *keys;   /* options it takes, NULL-terminated; NULL: none */
+    const char *usage;         /* one line, begins with the verb */
+    FsRun run;
+} FsVerb;
+
+/**
+ * FsXattrs: collects extended attributes, "user.vmsnapfs." + @name.
+ */
+typedef void (*FsXattrAdd)(const char *name, const char *value, gpointer user);
+
+struct FsDef {
+    const char *name;          /* file name; "<vm>" where `list` gives the names */
+    FsKind kind;
+    mode_t mode;               /* permission bits, before the umask */
+    guint flags;               /* FsFlags */
+
+    /* DIR */
+    const FsDef *rows;         /* static children, ends with an empty row */
+    const FsDef *child;        /* the row of the children that `list` gives */
+    FsListing *(*list)(Fs *fs, FsItem *item);
+    FsMake make;               /* mkdir in it */
+    FsDrop drop;               /* rmdir of it */
+
+    /* ATTR: exactly one of the two; FALSE with @error: the object is gone */
+    gboolean (*show)(Fs *fs, FsItem *item, GString *out, GError **error);
+    void (*fetch)(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
+
+    /* CONTROL */
+    const FsVerb *verbs;
+
+    /* STREAM: a borrowed reference, valid as long as the item */
+    BeStream *(*stream)(FsItem *item);
+
+    /* LINK: the text, to be freed, or NULL: there is no such link now */
+    char *(*target)(Fs *fs, FsItem *item);
+
+    /* DIR and STREAM: the constants of the object, or NULL */
+    void (*xattrs)(FsItem *item, FsXattrAdd add, gpointer user);
+};
+
+/**
+ * fs_tree_root: the row of the mount's root; see tree.c.
+ */
+extern const FsDef fs_tree_root;
+
+/**
+ * fs_tree_check: holds the table against its own rules: names unique and
+ * valid, callbacks that fit the kind, modes that fit the callbacks.
+ * Returns: FALSE with the path of the first row that breaks one.
+ */
+gboolean fs_tree_check(GError **error);
+
+/**
+ * fs_tree_walk: calls @visit for each row with its path as the man page spells
+ * it, parents first.
+ */
+typedef void (*FsTreeVisit)(const FsDef *def, const char *path, gpointer user);
+void fs_tree_walk(FsTreeVisit visit, gpointer user);

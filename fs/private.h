@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * private.h - what the files of fs/ share: the mount itself.
+ *
+ * Threads of fs/:
+ *   fuse-N    read requests from the kernel, answer what is known, submit the
+ *             rest; may wait for a short mutex, or for one small random read
+ *   fs-timer  a GMainContext: deadlines and interrupts
+ * and, calling in: the backend's workers, with the ends of jobs, texts, reads.
+ *
+ * Locks, outer first; none is held across a reply, a library or backend call,
+ * a callback or a log line:
+ *   node table > action > text > guard > journal of failures and events
+ */
+#pragma once
+
+#include "fs/def.h"
+#include "fs/failures.h"
+#include "fs/feed.h"
+#include "fs/guard.h"
+#include "fs/node.h"
+
+struct fuse_session;
+
+struct Fs {
+    Be *be;
+    char *mountpoint;
+    char *version;
+    char *fuse_options;
+    uid_t uid;
+    gid_t gid;
+    gid_t data_gid;
+    mode_t umask;
+    gboolean read_only;
+    gboolean allow_other;
+    gboolean mkdir_off;
+    gboolean debug;
+    guint action_timeout;      /* seconds */
+    gint64 started_us;
+
+    struct fuse_session *session;
+    FsNodeTable *nodes;
+    FsFailures *failures;
+    FsFeed *feed;
+    FsGuard *guard;
+
+    GMainContext *timer_context;
+    GMainLoop *timer_loop;
+    GThread *timer_thread;
+
+    GMutex domains_lock;
+    FsListing *domains;        /* guarded by domains_lock; of domains_generation */
+    guint64 domains_generation;
+
+    GMutex files_lock;
+    GHashTable *files;         /* guarded by files_lock; set of open FsFile */
+
+    GMutex exit_lock;
+    GCond exit_cond;           /* exiting was set */
+
+    GMutex commands_lock;
+    GHashTable *commands;      /* guarded by commands_lock; ids of objects whose control is busy */
+
+    gint exiting;              /* atomic */
+    gint kernel_ready;         /* atomic: INIT was answered */
+    gint requests;             /* atomic counters for stats */
+    gint open_files;
+};
+
+/**
+ * fs_timer_add: calls @func on the timer thread after @delay_ms.
+ * Returns: a source to destroy and unref, never NULL.
+ */
+GSource *fs_timer_add(Fs *fs, guint delay_ms, GSourceFunc func, gpointer data,
+                      GDestroyNotify destroy);
+

@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * text.c - texts of ATTR rows, and those who wait for them; see text.h.
+ *
+ * Entered by FUSE threads and backend workers.  `lock` guards the cache of one
+ * node and is never held while a text is made or a request answered.
+ */
+#include "fs/text.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fs/req.h"
+
+#define KEPT_US (G_USEC_PER_SEC / 2)
+
+/* No listed file blocks: a hanging host is waited for as long as this. */
+static const guint wait_ms[] = {[FS_TEXT_STAT] = 1000, [FS_TEXT_OPEN] = 5000};
+
+typedef struct {
+    FsReq *req;
+    FsTextUse use;
+    FsTextDone done;
+} Waiter;
+
+/* One fetch under way: keeps the node, and so the text, alive; a counted box. */
+typedef struct {
+    Fs *fs;
+    FsNode *node;
+    GArray *waiters;           /* guarded by the text's lock */
+    guint waited_ms;           /* guarded by the text's lock; the last deadline that passed */
+    GSource *deadlines[G_N_ELEMENTS(wait_ms)];
+} Fetch;
+
+struct FsText {
+    GMutex lock;
+    GBytes *bytes;             /* guarded by lock; the last one that was fetched */
+    GError *error;             /* guarded by lock; why there is none */
+    gint64 made_us;            /* guarded by lock; monotonic, 0: never */
+    GBytes *opened;            /* guarded by lock; what the last open was given */
+    gint64 opened_us;          /* guarded by lock; monotonic */
+    Fetch *fetch;              /* guarded by lock; NULL: none is under way */
+};
+
+FsText *fs_text_new(void)
+{
+    FsText *text = g_new0(FsText, 1);
+
+    g_mutex_init(&text->lock);
+    return text;
+}
+
+void fs_text_free(FsText *text)
+{
+    if (!text) {
+        return;
+    }
+    g_clear_pointer(&text->bytes, g_bytes_unref);
+    g_clear_pointer(&text->opened, g_bytes_unref);
+    g_clear_error(&text->error);
+    g_mutex_clear(&text->lock);
+    g_free(text);
+}
+
+/* ---- Texts that are made from what is known ------------------------------- */
+
+static GBytes *opened_just_now(FsText *text)
+{
+    GBytes *bytes = NULL;
+
+    g_mutex_lock(&text->lock);
+    if (text->opened && g_get_monotonic_time() - text->opened_us < KEPT_US) {
+        bytes = g_bytes_ref(text->opened);
+    }
+    g_mutex_unlock(&text->lock);
+    return bytes;
+}
+
+static void remember_opened(FsText *text, GBytes *bytes)
+{
+    g_mutex_lock(&text->lock);
+    g_clear_pointer(&text->opened, g_bytes_unref);
+    text->opened = g_bytes_ref(bytes);
+    text->opened_us = g_get_monotonic_time();
+    g_mutex_unlock(&text->lock);
+}
+
+static void show(FsReq *req, FsTextUse use, FsTextDone done)
+{
+    FsText *text = req->node->text;
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GBytes) bytes = use == FS_TEXT_STAT ? opened_just_now(text) : NULL;
+
+    if (!bytes) {
+        g_autoptr(GString) out = g_string_new(NULL);
+
+        if (req->node->def->show(req->fs, req->node->item, out, &error)) {
+            bytes = g_bytes_new(out->str, out->len);
+        }
+    }
+    if (bytes && use == FS_TEXT_OPEN) {
+        remember_opened(text, bytes);
+    }
+    done(req, bytes, error);
+}
+
+/* ---- Texts that the host is asked for ------------------------------------- */
+
+static void fetch_free(gpointer data)
+{
+    Fetch *fetch = data;
+
+    g_array_unref(fetch->waiters);
+    fs_node_unref(fetch->fs->nodes, fetch->node);
+}
+
+static void fetch_release(gpointer fetch)
+{
+    g_atomic_rc_box_release_full(fetch, fetch_free);
+}
+
+static void tell(GArray *waiters, GBytes *bytes, const GError *error)
+{
+    for (guint i = 0; i < waiters->len; i++) {
+        const Waiter *waiter = &g_array_index(waiters, Waiter, i);
+
+        waiter->done(waiter->req, bytes, error);
+    }
+}
+
+/* What there is when the host was not waited for. */
+static void tell_stale(GArray *waiters, GBytes *bytes)
+{
+    g_autoptr(GError) error = g_error_new(BE_ERROR, ETIMEDOUT, "the host does not answer");
+
+    tell(waiters, bytes, bytes ? NULL : error);
+}
+
+static void fetched(const char *string, const GError *error, gpointer user)
+{
+    Fetch *fetch = user;
+    FsText *text = fetch->node->text;
+    g_autoptr(GBytes) bytes = string ? g_bytes_new(string, strlen(string)) : NULL;
+    g_autoptr(GArray) waiters = NULL;
+
+    g_mutex_lock(&text->lock);
+    g_clear_pointer(&text->bytes, g_bytes_unref);
+    g_clear_error(&text->error);
+    text->bytes = bytes ? g_bytes_ref(bytes) : NULL;
+    text->error = error ? g_error_copy(error) : NULL;
+    text->made_us = g_get_monotonic_time();
+    text->fetch = NULL;
+    waiters = g_steal_pointer(&fetch->waiters);
+    fetch->waiters = g_array_new(FALSE, FALSE, sizeof(Waiter));
+    g_mutex_unlock(&text->lock);
+
+    for (guint i = 0; i < G_N_ELEMENTS(wait_ms); i++) {
+        g_source_destroy(fetch->deadlines[i]);
+        g_source_unref(fetch->deadlines[i]);
+    }
+    tell(waiters, bytes, error);
+    fetch_release(fetch);
+}
+
+/* On the timer thread: those who do not wait longer are told what there is. */
+static gboolean give_up(gpointer data)
+{
+    Fetch *fetch = data;
+    FsText *text = fetch->node->text;
+    g_autoptr(GArray) late = g_array_new(FALSE, FALSE, sizeof(Waiter));
+    g_autoptr(GBytes) bytes = NULL;
+
+    g_mutex_lock(&text->lock);
+    fetch->waited_ms = fetch->waited_ms ? wait_ms[FS_TEXT_OPEN] : wait_ms[FS_TEXT_STAT];
+    for (guint i = fetch->waiters->len; i > 0; i--) {
+        Waiter waiter = g_array_index(fetch->waiters, Waiter, i - 1);
+
+        if (wait_ms[waiter.use] <= fetch->waited_ms) {
+            g_array_append_val(late, waiter);
+            g_array_remove_index_fast(fetch->waiters, i - 1);
+        }
+    }
+    bytes = text->bytes ? g_bytes_ref(text->bytes) : NULL;
+    g_mutex_unlock(&text->lock);
+    tell_stale(late, bytes);
+    return G_SOURCE_REMOVE;
+}
+
+/* Transfers @node. */
+static Fetch *fetch_new(Fs *fs, FsNode *node)
+{
+    Fetch *fetch = g_atomic_rc_box_new0(Fetch);
+
+    fetch->fs = fs;
+    fetch->node = node;
+    fetch->waiters = g_array_new(FALSE, FALSE, sizeof(Waiter));
+    return fetch;
+}
+
+static void fetch_start(Fetch *fetch)
+{
+    for (guint i = 0; i < G_N_ELEMENTS(wait_ms); i++) {
+        fetch->deadlines[i] = fs_timer_add(fetch->fs, wait_ms[i], give_up,
+                                           g_atomic_rc_box_acquire(fetch), fetch_release);
+    }
+    fetch->node->def->fetch(fetch->fs, fetch->node->item, fetched, fetch);
+}
+
+static void fetch_cancelled(FsReq *req, gpointer data G_GNUC_UNUSED)
+{
+    fs_req_error(req, EINTR);
+}
+
+/* Joins a fetch, or starts one; does neither behind one that hangs. */
+static void wait_for_fetch(FsReq *req, FsTextUse use, FsTextDone done)
+{
+    FsText *text = req->node->text;
+    g_autoptr(GArray) late = g_array_new(FALSE, FALSE, sizeof(Waiter));
+    g_autoptr(GBytes) bytes = NULL;
+    Waiter waiter = {.req = req, .use = use, .done = done};
+    Fetch *fresh = fetch_new(req->fs, fs_node_ref(req->fs->nodes, req->node));
+    gboolean first;
+
+    fs_req_on_cancel(req, fetch_cancelled, NULL);
+    g_mutex_lock(&text->lock);
+    first = text->fetch == NULL;
+    if (first) {
+        text->fetch = fresh;
+    }
+    if (text->fetch->waited_ms >= wait_ms[use]) {
+        bytes = text->bytes ? g_bytes_ref(text->bytes) : NULL;
+        g_array_append_val(late, waiter);
+    } else {
+        g_array_append_val(text->fetch->waiters, waiter);
+    }
+    g_mutex_unlock(&text->lock);
+    tell_stale(late, bytes);
+    if (first) {
+        fetch_start(fresh);
+    } else {
+        fetch_release(fresh);
+    }
+}
+
+void fs_text_get(FsReq *req, FsTextUse use, FsTextDone done)
+{
+    FsText *text = req->node->text;
+    g_autoptr(GBytes) bytes = NULL;
+    g_autoptr(GError) error = NULL;
+
+    if (req->node->def->show) {
+        show(req, use, done);
+        return;
+    }
+    g_mutex_lock(&text->lock);
+    if (text->made_us && g_get_monotonic_time() - text->made_us < KEPT_US) {
+        bytes = text->bytes ? g_bytes_ref(text->bytes) : NULL;
+        error = text->error ? g_error_copy(text->error) : NULL;
+    }
+    g_mutex_unlock(&text->lock);
+    if (bytes || error) {
+        done(req, bytes, error);
+    } else {
+        wait_for_fetch(req, use, done);
+    }
+}

@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * tree.c - the whole tree, as one table.
+ *
+ *   .vmsnapfs/   uri version capabilities stats events events.follow
+ *   domains/
+ *     <vm>/      uuid id state domain.xml control error job
+ *       backups/ latest
+ *         <name>/  created state consistency backup.xml domain.xml control error job
+ *           disks/ <target>.raw
+ *
+ * A new file is one row here and one small function; vmsnapfs(5) has a line
+ * for each, and a test holds the two together.  Constant; any thread.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "fs/backup.h"
+#include "fs/def.h"
+#include "fs/domain.h"
+#include "fs/self.h"
+
+#define DIR_ROW(n, ...) {.name = n, .kind = FS_KIND_DIR, .mode = 0750, __VA_ARGS__}
+#define TEXT_ROW(n, ...) {.name = n, .kind = FS_KIND_ATTR, .mode = 0640, __VA_ARGS__}
+#define DATA_ROW(n, ...) {.name = n, .kind = FS_KIND_STREAM, .mode = 0640, __VA_ARGS__}
+#define CONTROL_ROW(v) {.name = "control", .kind = FS_KIND_CONTROL, .mode = 0600, .verbs = v}
+#define LINK_ROW(n, f) {.name = n, .kind = FS_KIND_LINK, .mode = 0777, .target = f}
+#define END_ROW {.name = NULL}
+
+static const FsDef disk_row = DATA_ROW("<target>.raw", .stream = fs_backup_disk_stream,
+                                       .xattrs = fs_backup_disk_xattrs);
+
+static const FsDef backup_rows[] = {
+    TEXT_ROW("created", .show = fs_backup_show_created),
+    TEXT_ROW("state", .show = fs_backup_show_state),
+    TEXT_ROW("consistency", .show = fs_backup_show_consistency),
+    TEXT_ROW("backup.xml", .show = fs_backup_show_backup_xml),
+    TEXT_ROW("domain.xml", .show = fs_backup_show_domain_xml),
+    CONTROL_ROW(fs_backup_verbs),
+    TEXT_ROW("error", .show = fs_item_show_failures),
+    TEXT_ROW("job", .show = fs_backup_show_job),
+    DIR_ROW("disks", .list = fs_backup_disks_list, .child = &disk_row),
+    END_ROW,
+};
+
+static const FsDef backup_row =
+    DIR_ROW("<name>", .rows = backup_rows, .drop = fs_backup_drop, .xattrs = fs_backup_xattrs);
+
+static const FsDef backups_rows[] = {
+    LINK_ROW("latest", fs_backups_latest),
+    END_ROW,
+};
+
+static const FsDef domain_rows[] = {
+    TEXT_ROW("uuid", .show = fs_domain_show_uuid),
+    TEXT_ROW("id", .show = fs_domain_show_id, .flags = FS_LIVE),
+    TEXT_ROW("state", .show = fs_domain_show_state, .flags = FS_LIVE),
+    TEXT_ROW("domain.xml", .fetch = fs_domain_fetch_xml),
+    CONTROL_ROW(fs_domain_verbs),
+    TEXT_ROW("error", .show = fs_item_show_failures),
+    TEXT_ROW("job", .fetch = fs_domain_fetch_job),
+    DIR_ROW("backups", .rows = backups_rows, .list = fs_backups_list, .child = &backup_row,
+            .make = fs_backups_make),
+    END_ROW,
+};
+
+static const FsDef domain_row = DIR_ROW("<vm>", .rows = domain_rows, .xattrs = fs_domain_xattrs);
+
+static const FsDef self_rows[] = {
+    TEXT_ROW("uri", .show = fs_self_show_uri),
+    TEXT_ROW("version", .show = fs_self_show_version),
+    TEXT_ROW("capabilities", .fetch = fs_self_fetch_capabilities),
+    TEXT_ROW("stats", .show = fs_self_show_stats),
+    TEXT_ROW("events", .show = fs_self_show_events),
+    {.name = "events.follow", .kind = FS_KIND_FEED, .mode = 0640, .flags = FS_HIDDEN},
+    END_ROW,
+};
+
+static const FsDef root_rows[] = {
+    DIR_ROW(".vmsnapfs", .rows = self_rows, .flags = FS_HIDDEN),
+    DIR_ROW("domains", .list = fs_domains_list, .child = &domain_row, .flags = FS_LIVE),
+    END_ROW,
+};
+
+const FsDef fs_tree_root = DIR_ROW("", .rows = root_rows);
+
+/* ---- The table against its own rules --------------------------------------- */
+
+static gboolean kind_fits(const FsDef *def)
+{
+    gboolean listed = (def->list != NULL) == (def->child != NULL);
+
+    switch (def->kind) {
+    case FS_KIND_DIR:
+        return listed && (def->rows || def->list) && (!def->make || def->child)
+               && !def->show && !def->fetch && !def->verbs;
+    case FS_KIND_ATTR:
+        return (def->show != NULL) != (def->fetch != NULL) && !def->verbs;
+    case FS_KIND_CONTROL:
+        return def->verbs != NULL;
+    case FS_KIND_STREAM:
+        return def->stream != NULL;
+    case FS_KIND_FEED:
+        return TRUE;
+    case FS_KIND_LINK:
+        return def->target != NULL;
+    }
+    return FALSE;
+}
+
+static mode_t mode_of_kind(FsKind kind)
+{
+    switch (kind) {
+    case FS_KIND_DIR:
+        return 0750;
+    case FS_KIND_CONTROL:
+        return 0600;
+    case FS_KIND_LINK:
+        return 0777;
+    case FS_KIND_ATTR:
+    case FS_KIND_STREAM:
+    case FS_KIND_FEED:
+        return 0640;
+    }
+    return 0;
+}
+
+static gboolean verbs_fit(const FsVerb *verbs)
+{
+    for (; verbs && verbs->name; verbs++) {
+        if (!verbs->run || !verbs->usage || !g_str_has_prefix(verbs->usage, verbs->name)
+            || verbs->min_words > verbs->max_words) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+static gboolean rows_unique(const FsDef *rows)
+{
+    g_autoptr(GHashTable) names = g_hash_table_new(g_str_hash, g_str_equal);
+
+    for (; rows && rows->name; rows++) {
+        if (!g_hash_table_add(names, (gpointer)rows->name) || strchr(rows->name, '/')) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+static void check_row(const FsDef *def, const char *path, gpointer user)
+{
+    char **broken = user;
+
+    if (!*broken
+        && !(kind_fits(def) && def->mode == mode_of_kind(def->kind) && verbs_fit(def->verbs)
+             && rows_unique(def->rows))) {
+        *broken = g_strdup(path);
+    }
+}
+
+gboolean fs_tree_check(GError **error)
+{
+    g_autofree char *broken = NULL;
+
+    fs_tree_walk(check_row, &broken);
+    if (broken) {
+        g_set_error(error, BE_ERROR, EINVAL, "the row '%s' breaks a rule of the table", broken);
+    }
+    return broken == NULL;
+}
+
+static void walk(const FsDef *def, const char *path, FsTreeVisit visit, gpointer user)
+{
+    visit(def, path, user);
+    for (const FsDef *row = def->rows; row && row->name; row++) {
+        g_autofree char *below = g_strconcat(path, *path ? "/" : "", row->name, NULL);
+
+        walk(row, below, visit, user);
+    }
+    if (def->child) {
+        g_autofree char *below = g_strconcat(path, *path ? "/" : "", def->child->name, NULL);
+
+        walk(def->child, below, visit, user);
+    }
+}
+
+void fs_tree_walk(FsTreeVisit visit, gpointer user)
+{
+    walk(&fs_tree_root, "", visit, user);
+}
