@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Helpers of the tests of fs/: hosts of the test driver, rows of the tree, callers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import libvirt
+
+import bed
+from bed import wait_for
+
+NOBODY = 65534
+
+
+### Hosts
+
+def driver_uri(*names: str, running: bool = True) -> str:
+    """The URI of a host of libvirt's test driver that has these domains."""
+    domains = "".join(f"""
+  <domain type='test'>
+    <name>{escape(name)}</name>
+    <uuid>{uuid.uuid5(uuid.NAMESPACE_DNS, name)}</uuid>
+    <memory>65536</memory><os><type>hvm</type></os>
+    <test:runstate>{1 if running else 5}</test:runstate>
+  </domain>""" for name in names)
+    path = bed.bed_dir() / "tmp" / f"node.{uuid.uuid4().hex[:8]}.xml"
+    path.write_text("<node xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>"
+                    f"{domains}\n</node>")
+    return f"test://{path}"
+
+
+def define(name: str) -> libvirt.virDomain:
+    """A domain of the real libvirtd that has nothing, not even a disk."""
+    return bed.connection().defineXML(f"""
+        <domain type='qemu'><name>{escape(name)}</name><memory>1024</memory>
+          <os><type arch='x86_64'>hvm</type></os></domain>""")
+
+
+@contextlib.contextmanager
+def defined(*names: str) -> Iterator[list[libvirt.virDomain]]:
+    domains: list[libvirt.virDomain] = []
+    try:
+        for name in names:
+            domains.append(define(name))
+        yield domains
+    finally:
+        for domain in domains:
+            with contextlib.suppress(libvirt.libvirtError):
+                domain.undefine()
+
+
+class HungLibvirtd:
+    """libvirtd of the bed, stopped as by a debugger."""
+
+    def __init__(self) -> None:
+        self.pid = int(Path("/run/libvirt/bed-libvirtd.pid").read_text())
+
+    def hang(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+        wait_for(lambda: process_state(self.pid) == "T", 5, "libvirtd stopped")
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
+### Rows of the tree
+
+@dataclass(frozen=True)
+class Row:
+    path: str
+    mode: int
+    kind: str
+    flags: frozenset[str]
+
+    def at(self, root: Path, **names: str) -> Path:
+        """The row in a real mount; vm=, name=, target= stand for <vm>..."""
+        path = self.path
+        for key, value in names.items():
+            path = path.replace(f"<{key}>", value)
+        return root if path == "/" else root / path
+
+
+def tree_rows() -> list[Row]:
+    text = subprocess.run([str(bed.VMSNAPFS), "--dump-tree"], check=True,
+                          capture_output=True, text=True).stdout
+    rows = []
+    for line in text.splitlines():
+        mode, kind, path, *flags = line.split()
+        rows.append(Row(path, int(mode, 8), kind, frozenset(flags)))
+    return rows
+
+
+### Errors
+
+@dataclass(frozen=True)
+class Failure:
+    """One line of an `error` file."""
+    sequence: int
+    time: str
+    who: str
+    operation: str
+    errno: str
+    text: str
+
+
+FAILURE = re.compile(r"(\d+) (\d{4}-\d\d-\d\dT[\d:.]+Z) (vmsnapfs|pid=\d+ uid=\d+) '(.*)' "
+                     r"([A-Z0-9]+): (.+)")
+
+
+def failures(directory: Path) -> list[Failure]:
+    found = []
+    for line in (directory / "error").read_text().splitlines():
+        match = FAILURE.fullmatch(line)
+        assert match, f"no line of an error file: {line!r}"
+        sequence, *rest = match.groups()
+        found.append(Failure(int(sequence), *rest))
+    return found
+
+
+def last_failure(directory: Path) -> Failure:
+    return failures(directory)[-1]
+
+
+### Callers
+
+def process_state(pid: int) -> str:
+    """The letter that ps shows; "" when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat[stat.rindex(")") + 2]
+
+
+def is_waiting(pid: int) -> bool:
+    """Whether it waits for an answer of a FUSE file system."""
+    with contextlib.suppress(OSError):
+        return "request_wait_answer" in Path(f"/proc/{pid}/stack").read_text()
+    return False
+
+
+class Caller:
+    """A process that does one thing in the mount and tells the errno."""
+
+    def __init__(self, code: str, *args: str | Path, prepare: str = "") -> None:
+        program = f"import os, signal, sys\n{prepare}\ntry:\n    {code}\n" \
+                  "except OSError as e:\n    print(e.errno)\nelse:\n    print(0)\n"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, args)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_blocked(self, timeout: float = 10) -> None:
+        def blocked() -> bool:
+            if self.process.poll() is not None:
+                out, err = self.process.communicate()
+                raise AssertionError(f"it did not wait: {out}{err}")
+            return is_waiting(self.pid)
+        wait_for(blocked, timeout, f"process {self.pid} waits in the mount")
+
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def errno(self, timeout: float = 30) -> int:
+        out, err = self.process.communicate(timeout=timeout)
+        assert self.process.returncode == 0, f"{self.process.returncode}: {out}{err}"
+        return int(out.split()[-1])
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate(timeout=30)
+
+
+def mkdir(path: Path, prepare: str = "") -> Caller:
+    return Caller("os.mkdir(sys.argv[1])", path, prepare=prepare)
+
+
+def rmdir(path: Path) -> Caller:
+    return Caller("os.rmdir(sys.argv[1])", path)
+
+
+def write(path: Path, command: str, prepare: str = "") -> Caller:
+    return Caller("os.write(os.open(sys.argv[1], os.O_WRONLY), sys.argv[2].encode())",
+                  path, command, prepare=prepare)
+
+
+def command(directory: Path, line: str) -> None:
+    """One command, by one write."""
+    fd = os.open(directory / "control", os.O_WRONLY)
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
+
+
+def descendants(pid: int) -> set[int]:
+    parents = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            stat = (directory / "stat").read_text()
+            parents[int(directory.name)] = int(stat[stat.rindex(")") + 2:].split()[1])
+    found: set[int] = set()
+    while more := {p for p, above in parents.items() if above in found | {pid}} - found:
+        found |= more
+    return found

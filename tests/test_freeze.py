@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Freeze and thaw: no guest stays frozen, whatever dies (rows 3, 93 to 105)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bed import Guest, Mount, raises_errno, sh, wait_for
+from test_backup import collection, text
+from test_recovery import job_files, kill, remount
+
+
+def is_frozen(guest: Guest) -> bool:
+    return guest.command("guest-fsfreeze-status") == "frozen"
+
+
+def is_thawed(guest: Guest) -> bool:
+    return guest.command("guest-fsfreeze-status") == "thawed"
+
+
+def control(mnt: Mount, guest: Guest) -> Path:
+    return mnt.domains / guest.name / "control"
+
+
+def last_error(mnt: Mount, guest: Guest) -> str:
+    return (mnt.domains / guest.name / "error").read_text().splitlines()[-1]
+
+
+def test_mkdir_freezes_and_thaws(guest: Guest, mnt: Mount) -> None:
+    now = collection(mnt, guest) / "now"
+    now.mkdir()
+    assert text(now / "consistency") == "filesystem"
+    assert "frozen-ms: " in (now / "job").read_text()
+    assert 0 < int(os.getxattr(now, "user.vmsnapfs.frozen_ms")) < 5000
+    assert is_thawed(guest)
+    now.rmdir()
+
+
+def test_quiesce_off_is_crash_consistent(guest: Guest, mount) -> None:
+    mnt = mount("qemu:///system", "quiesce=off")
+    now = collection(mnt, guest) / "now"
+    now.mkdir()
+    assert text(now / "consistency") == "crash"
+    now.rmdir()
+    control(mnt, guest).write_text("backup now quiesce=require\n")
+    assert text(now / "consistency") == "filesystem"
+    now.rmdir()
+
+
+def test_no_agent(make_guest, mount) -> None:                                      # row 93
+    guest = make_guest(agent=False)
+    mnt = mount()
+    now = collection(mnt, guest) / "now"
+    now.mkdir()
+    assert text(now / "consistency") == "crash"
+    now.rmdir()
+    with raises_errno(errno.EHOSTDOWN):
+        control(mnt, guest).write_text("backup now quiesce=require\n")
+    assert "guest agent" in last_error(mnt, guest)
+    assert not guest.has_job() and not job_files()
+
+
+def test_paused_guest_is_not_asked(guest: Guest, mnt: Mount) -> None:              # row 104
+    guest.suspend()
+    now = collection(mnt, guest) / "now"
+    now.mkdir()
+    assert text(now / "consistency") == "crash"
+    now.rmdir()
+    with raises_errno(errno.EINVAL):
+        control(mnt, guest).write_text("freeze\n")
+    guest.resume()
+
+
+def test_freeze_and_thaw_by_command(guest: Guest, mnt: Mount) -> None:             # row 105
+    control(mnt, guest).write_text("freeze timeout=60\n")
+    assert is_frozen(guest)
+    assert "kind: freeze" in (mnt.domains / guest.name / "job").read_text()
+    with raises_errno(errno.EBUSY):
+        control(mnt, guest).write_text("freeze\n")
+    now = collection(mnt, guest) / "now"
+    now.mkdir()
+    assert text(now / "consistency") == "filesystem"
+    assert is_frozen(guest), "the command holds it, not the mkdir"
+    now.rmdir()
+    control(mnt, guest).write_text("thaw\n")
+    assert is_thawed(guest)
+    control(mnt, guest).write_text("thaw\n")
+
+
+def test_freeze_ends_by_itself(guest: Guest, mnt: Mount) -> None:
+    control(mnt, guest).write_text("freeze timeout=1\n")
+    assert is_frozen(guest)
+    wait_for(lambda: is_thawed(guest), 5, "thawed")
+    wait_for(lambda: not job_files(), 5, "no mark in the journal")
+    control(mnt, guest).write_text("freeze timeout=1\n")
+    control(mnt, guest).write_text("thaw\n")
+
+
+@pytest.mark.parametrize("line", ["freeze timeout=0", "freeze timeout=61", "freeze timeout=x",
+                                  "thaw now", "backup x quiesce=maybe"])
+def test_bad_words(guest: Guest, mnt: Mount, line: str) -> None:
+    with raises_errno(errno.EINVAL):
+        control(mnt, guest).write_text(line + "\n")
+    assert is_thawed(guest)
+
+
+def test_one_mount_point(guest2: Guest, mnt: Mount) -> None:
+    control(mnt, guest2).write_text("freeze /data2\n")
+    other, changed = guest2.disk_path("vda"), guest2.disk_path("vda").stat().st_mtime_ns
+    wait_for(lambda: other.stat().st_mtime_ns != changed, 10, "the other one is written to")
+    control(mnt, guest2).write_text("thaw\n")
+    with raises_errno(errno.EINVAL):
+        control(mnt, guest2).write_text("freeze /nowhere\n")
+    assert "no such file system" in last_error(mnt, guest2)
+    wait_for(lambda: is_thawed(guest2), 5, "thawed")
+
+
+@pytest.fixture
+def frozen_by_another(guest: Guest) -> Iterator[None]:
+    guest.domain.fsFreeze()
+    yield
+    guest.domain.fsThaw()
+
+
+def test_frozen_by_another_is_left_so(guest: Guest, mnt: Mount,
+                                      frozen_by_another: None) -> None:            # row 95
+    with raises_errno(errno.EBUSY):
+        control(mnt, guest).write_text("freeze\n")
+    with raises_errno(errno.EBUSY):
+        control(mnt, guest).write_text("backup now quiesce=require\n")
+    now = collection(mnt, guest) / "now"
+    now.mkdir()
+    assert is_frozen(guest)
+    assert text(now / "consistency") == "crash"
+    now.rmdir()
+    wait_for(lambda: not job_files(), 5, "no mark in the journal")
+
+
+@pytest.mark.parametrize("point", ["freeze:call:after", "backup-begin:frozen:after",
+                                   "freeze:thaw:after"])
+def test_daemon_dies_while_the_guest_is_frozen(guest: Guest, mount, point: str) -> None:  # row 3
+    mnt = mount("qemu:///system", env={"VMSNAPFS_CRASH_AT": point})
+    mnt.expected_exit = -signal.SIGKILL
+    with raises_errno(errno.ENOTCONN, errno.ECONNABORTED):
+        (collection(mnt, guest) / "now").mkdir()
+    assert mnt.process.wait(10) == -signal.SIGKILL, "no such crash point"
+    wait_for(lambda: is_thawed(guest), 10, "thawed by the watchdog")
+    again = remount(mount, mnt)
+    assert not list(collection(again, guest).iterdir())
+    wait_for(lambda: not job_files() and not guest.has_job(), 5, "nothing left")
+
+
+def test_held_freeze_ends_with_the_daemon(guest: Guest, mount) -> None:
+    mnt = mount()
+    control(mnt, guest).write_text("freeze timeout=60\n")
+    kill(mnt)
+    wait_for(lambda: is_thawed(guest), 10, "thawed by the watchdog")
+    again = remount(mount, mnt)
+    wait_for(lambda: not job_files(), 5, "no mark in the journal")
+    control(again, guest).write_text("freeze timeout=60\n")
+    again.signal(signal.SIGTERM)
+    assert again.process.wait(30) == 0
+    assert is_thawed(guest) and not job_files()
+
+
+def watchdogs() -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (entry / "comm").exists():
+            if (entry / "comm").read_text().strip() == "vmsnapfs-thaw":
+                found.append(int(entry.name))
+    return found
+
+
+def test_daemon_and_watchdog_die(guest: Guest, mount) -> None:                     # row 100
+    mnt = mount()
+    (watchdog,) = watchdogs()
+    control(mnt, guest).write_text("freeze timeout=60\n")
+    os.kill(watchdog, signal.SIGKILL)
+    kill(mnt)
+    assert is_frozen(guest)
+    remount(mount, mnt)
+    wait_for(lambda: is_thawed(guest), 5, "thawed by the next start")
+    wait_for(lambda: not job_files(), 5, "no mark in the journal")
+
+
+def test_no_freeze_without_a_watchdog(guest: Guest, mnt: Mount) -> None:
+    (watchdog,) = watchdogs()
+    os.kill(watchdog, signal.SIGKILL)
+    with raises_errno(errno.EIO):
+        control(mnt, guest).write_text("freeze\n")
+    assert is_thawed(guest)
+    now = collection(mnt, guest) / "now"
+    now.mkdir()
+    assert text(now / "consistency") == "crash"
+    now.rmdir()
+
+
+def test_agent_dies_while_frozen(make_guest, mnt: Mount) -> None:                  # row 101
+    guest = make_guest()
+    guest.run("(sleep 2; kill -9 $(pidof qemu-ga)) >/dev/null 2>&1 &")
+    control(mnt, guest).write_text("freeze timeout=4\n")
+    wait_for(lambda: "thaw" in (mnt.domains / guest.name / "error").read_text(), 30, "told")
+    sh(["virsh", "-c", "qemu:///system", "destroy", guest.name])
+    wait_for(lambda: not job_files(), 40, "a machine that is off is not frozen")

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * stream-tool.c - see stream-tool.h.  Main thread of a test, and its loads.
+ */
+#include "stream-tool.h"
+
+#include <glib/gstdio.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "tool.h"
+
+char *socket_path;
+static char *dir;
+
+gboolean stream_tool_begin(void)
+{
+    g_autofree char *nbdkit = g_find_program_in_path("nbdkit");
+
+    if (!nbdkit) {
+        return FALSE;
+    }
+    dir = tool_dir_new();
+    socket_path = stream_tool_path("sock");
+    return TRUE;
+}
+
+void stream_tool_end(void)
+{
+    g_clear_pointer(&dir, tool_dir_remove);
+    g_clear_pointer(&socket_path, g_free);
+}
+
+char *stream_tool_path(const char *name)
+{
+    return g_build_filename(dir, name, NULL);
+}
+
+/* ---- Server ---------------------------------------------------------------------- */
+
+static void wait_for_file(const char *path)
+{
+    gint64 end_us = g_get_monotonic_time() + 10 * G_USEC_PER_SEC;
+
+    while (!g_file_test(path, G_FILE_TEST_EXISTS)) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end_us);
+        g_usleep(2000);
+    }
+}
+
+GPid server_start_line(const char *line)
+{
+    g_autofree char *ready = g_strconcat(socket_path, ".pid", NULL);
+    g_auto(GStrv) argv = NULL;
+    g_autoptr(GError) error = NULL;
+    GPid pid = 0;
+
+    g_unlink(socket_path);
+    g_shell_parse_argv(line, NULL, &argv, &error);
+    g_assert_no_error(error);
+    g_spawn_async(NULL, argv, NULL, G_SPAWN_SEARCH_PATH | G_SPAWN_DO_NOT_REAP_CHILD, NULL, NULL,
+                  &pid, &error);
+    g_assert_no_error(error);
+    wait_for_file(ready);
+    g_unlink(ready);
+    return pid;
+}
+
+GPid server_start(const char *arguments)
+{
+    g_autofree char *line =
+        g_strdup_printf("nbdkit --exit-with-parent -f -t 8 -P %s.pid -U %s %s", socket_path,
+                        socket_path, arguments);
+
+    return server_start_line(line);
+}
+
+void server_stop(GPid pid)
+{
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    g_spawn_close_pid(pid);
+}
+
+/* ---- Calls ----------------------------------------------------------------------- */
+
+Call *call_new(void)
+{
+    Call *call = g_new(Call, 1);
+
+    memset(call, 0, G_STRUCT_OFFSET(Call, bytes));
+    g_mutex_init(&call->lock);
+    g_cond_init(&call->changed);
+    return call;
+}
+
+void call_free(Call *call)
+{
+    g_mutex_clear(&call->lock);
+    g_cond_clear(&call->changed);
+    g_free(call);
+}
+
+void read_done(const struct iovec *iov, int count, int errnum, gpointer user)
+{
+    Call *call = user;
+
+    g_mutex_lock(&call->lock);
+    g_assert_true(errnum == 0 || (!iov && count == 0));
+    call->errnum = errnum;
+    call->result = 0;
+    for (int i = 0; i < count; i++) {
+        memcpy(call->bytes + call->result, iov[i].iov_base, iov[i].iov_len);
+        call->result += (gint64)iov[i].iov_len;
+    }
+    call->ended++;
+    g_cond_signal(&call->changed);
+    g_mutex_unlock(&call->lock);
+}
+
+static void seek_done(gint64 offset, int errnum, gpointer user)
+{
+    Call *call = user;
+
+    g_mutex_lock(&call->lock);
+    call->errnum = errnum;
+    call->result = offset;
+    call->ended++;
+    g_cond_signal(&call->changed);
+    g_mutex_unlock(&call->lock);
+}
+
+/* Returns: the errno. */
+int call_wait(Call *call)
+{
+    gint64 end_us = g_get_monotonic_time() + 40 * G_USEC_PER_SEC;
+    int errnum;
+
+    g_mutex_lock(&call->lock);
+    while (call->ended == 0) {
+        g_assert_true(g_cond_wait_until(&call->changed, &call->lock, end_us));
+    }
+    g_assert_cmpuint(call->ended, ==, 1);
+    call->ended = 0;
+    errnum = call->errnum;
+    g_mutex_unlock(&call->lock);
+    return errnum;
+}
+
+int read_into(BeReader *reader, Call *call, guint64 offset, gsize length)
+{
+    be_read_unref(be_reader_read(reader, offset, length, read_done, call));
+    return call_wait(call);
+}
+
+void assert_pattern(const guint8 *bytes, guint64 offset, gint64 length)
+{
+    for (gint64 i = 0; i < length; i++) {
+        guint64 at = offset + (guint64)i;
+        guint8 expected = (guint8)((at & ~G_GUINT64_CONSTANT(7)) >> (8 * (7 - at % 8)));
+
+        if (bytes[i] != expected) {
+            g_error("byte %" G_GUINT64_FORMAT " is %d instead of %d", at, bytes[i], expected);
+        }
+    }
+}
+
+void assert_read(BeReader *reader, Call *call, guint64 offset, gsize length)
+{
+    g_assert_cmpint(read_into(reader, call, offset, length), ==, 0);
+    g_assert_cmpint(call->result, ==, length);
+    assert_pattern(call->bytes, offset, call->result);
+}
+
+gint64 seek(BeStream *stream, guint64 offset, gboolean data, int *ret_errnum)
+{
+    g_autoptr(Call) call = call_new();
+
+    be_stream_seek(stream, offset, data, seek_done, call);
+    *ret_errnum = call_wait(call);
+    return call->result;
+}
+
+void stream_end(BeStream *stream)
+{
+    be_stream_close(stream);
+    be_stream_unref(stream);
+}
