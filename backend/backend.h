@@ -216,8 +216,14 @@ BeDomain *be_domain_find(Be *be, const char *uuid);
 gboolean be_is_fresh(Be *be);
 
 /**
- * be_refresh: reads the inventory again unless that is under way, and calls
- * @done when it is there or after 1 s, whichever is first.
+ * be_is_stale: whether what is known may be old for as long as the host does
+ * not answer: a reading hangs, or the connection is down.
+ */
+gboolean be_is_stale(Be *be);
+
+/**
+ * be_refresh: reads the inventory, and calls @done when a reading that began
+ * after this call has ended, or after 1 s, whichever is first.
  */
 typedef void (*BeRefreshDone)(gpointer user);
 void be_refresh(Be *be, BeRefreshDone done, gpointer user);

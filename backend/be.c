@@ -211,6 +211,7 @@ static void first_read(Be *be, gpointer data)
         be_freezes_recover(be);
         be_backups_recover(be);
     }
+    g_atomic_int_set(&be->starting, 0);
     g_mutex_lock(&first->lock);
     first->over = TRUE;
     first->error = error;
@@ -252,6 +253,7 @@ gboolean be_start(Be *be, GError **error)
     }
     refresh_lock(be);
     be->started = TRUE;
+    g_atomic_int_set(&be->starting, 1);
     be->timer_thread = g_thread_new("be-timer", timer_main, be);
     be->jobs = be_jobs_new(be);
     be_backups_load(be);
@@ -326,7 +328,7 @@ void be_free(Be *be)
 void be_stats_print(Be *be, GString *out)
 {
     g_string_append_printf(out, "connected: %s\n", be_conn_is_up(be->query_conn) ? "yes" : "no");
-    g_string_append_printf(out, "stale: %s\n", be_inventory_stale(be->inventory) ? "yes" : "no");
+    g_string_append_printf(out, "stale: %s\n", be_is_stale(be) ? "yes" : "no");
     g_string_append_printf(out, "reconnects: %u\n", be_conn_reconnects(be->query_conn));
     g_string_append_printf(out, "jobs: %u\n", be_jobs_count(be->jobs));
     be_backups_print(be, out);

@@ -38,9 +38,7 @@ static void offline_disk_free(gpointer data)
 {
     OfflineDisk *disk = data;
 
-    if (disk->server) {
-        be_child_stop(disk->server);
-    }
+    be_child_free(disk->server);
     be_image_lock_free(disk->lock);
     g_clear_pointer(&disk->chain, g_ptr_array_unref);
     g_free(disk->target);
@@ -65,9 +63,7 @@ static char *serve(gpointer user, GError **error)
     if (!json) {
         return NULL;
     }
-    if (disk->server) {
-        be_child_stop(g_steal_pointer(&disk->server));
-    }
+    g_clear_pointer(&disk->server, be_child_free);
     disk->server = be_child_start_qemu_nbd(disk->socket, json, disk->target, error);
     return disk->server ? g_strdup(disk->socket) : NULL;
 }

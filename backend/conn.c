@@ -122,7 +122,7 @@ static void connect_locked(BeConn *conn)
     conn->connects++;
     g_mutex_unlock(&conn->lock);
     tell(conn, BE_EVENT_CONNECTED, NULL);
-    if (conn->events) {
+    if (conn->events && !g_atomic_int_get(&conn->be->starting)) {
         be_backups_check(conn->be, NULL);
     }
     g_mutex_lock(&conn->lock);

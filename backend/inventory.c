@@ -26,6 +26,7 @@
 typedef struct {
     BeRefreshDone done;
     gpointer user;
+    gint64 asked_us;           /* only a read that began later answers it */
     GSource *deadline;
     BeInventory *inventory;
 } Waiter;
@@ -349,27 +350,45 @@ static gboolean touch_again(gpointer data)
     return G_SOURCE_REMOVE;
 }
 
+/* Those that asked before @start_us; all of them where nothing can be read. */
+static GPtrArray *steal_answered_locked(BeInventory *inventory, gint64 start_us, gboolean failed)
+{
+    GPtrArray *answered = g_ptr_array_new();
+
+    for (guint i = inventory->waiters->len; i > 0; i--) {
+        Waiter *waiter = g_ptr_array_index(inventory->waiters, i - 1);
+
+        if (failed || waiter->asked_us <= start_us) {
+            g_ptr_array_remove_index_fast(inventory->waiters, i - 1);
+            g_ptr_array_add(answered, waiter);
+        }
+    }
+    return answered;
+}
+
 static void read_on_worker(Be *be, gpointer data G_GNUC_UNUSED)
 {
     BeInventory *inventory = be->inventory;
     g_autoptr(GError) error = NULL;
-    GPtrArray *waiters;
+    gint64 start_us = g_get_monotonic_time();
+    GPtrArray *answered;
 
+    g_mutex_lock(&inventory->lock);
+    inventory->reading_us = start_us;
+    g_mutex_unlock(&inventory->lock);
     if (!be_inventory_read(be, &error)) {
         g_debug("inventory: %s", error->message);
         g_source_unref(be_timer_add(be, RETRY_MS, touch_again, be, NULL));
     }
     g_mutex_lock(&inventory->lock);
-    waiters = steal_waiters_locked(inventory);
-    /* Something changed while this was read: what was read may miss it. */
-    if (inventory->touched_us > inventory->reading_us && !error) {
-        inventory->reading_us = 0;
+    answered = steal_answered_locked(inventory, start_us, error != NULL);
+    inventory->reading_us = 0;
+    /* Something changed while this was read, and what was read may miss it. */
+    if (inventory->waiters->len > 0 || (inventory->touched_us > start_us && !error)) {
         schedule_locked(inventory);
-    } else {
-        inventory->reading_us = 0;
     }
     g_mutex_unlock(&inventory->lock);
-    wake_all(waiters);
+    wake_all(answered);
 }
 
 /* be_query() takes the lock of the jobs, which never asks for this one. */
@@ -410,6 +429,7 @@ void be_refresh(Be *be, BeRefreshDone done, gpointer user)
     waiter->done = done;
     waiter->user = user;
     waiter->inventory = inventory;
+    waiter->asked_us = g_get_monotonic_time();
     g_mutex_lock(&inventory->lock);
     waiter->deadline = be_timer_add(be, inventory->stopped ? 0 : WAIT_US / 1000, waited_too_long,
                                     g_atomic_rc_box_acquire(waiter),
@@ -429,8 +449,9 @@ void be_inventory_touch(Be *be)
     g_mutex_unlock(&inventory->lock);
 }
 
-gboolean be_inventory_stale(BeInventory *inventory)
+gboolean be_is_stale(Be *be)
 {
+    BeInventory *inventory = be->inventory;
     gboolean stale;
 
     g_mutex_lock(&inventory->lock);
@@ -438,7 +459,7 @@ gboolean be_inventory_stale(BeInventory *inventory)
             || (inventory->reading_us
                 && g_get_monotonic_time() - inventory->reading_us > WAIT_US);
     g_mutex_unlock(&inventory->lock);
-    return stale || !be_conn_is_up(inventory->be->query_conn);
+    return stale || !be_conn_is_up(be->query_conn);
 }
 
 BeDomainList *be_domains(Be *be)

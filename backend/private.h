@@ -55,6 +55,7 @@ struct Be {
     GThread *event_thread;
     gint event_stop;           /* atomic */
     gboolean started;
+    gint starting;             /* atomic: the first read does what a connect would */
     gint stopping;             /* atomic */
     gboolean threads_stuck;    /* libvirt hangs: what they hold is left to the exit */
 
@@ -153,8 +154,6 @@ gboolean be_inventory_read(Be *be, GError **error);
  * be_inventory_stop: wakes all that wait.
  */
 void be_inventory_stop(BeInventory *inventory);
-
-gboolean be_inventory_stale(BeInventory *inventory);
 
 /* ---- dirs.c ----------------------------------------------------------------- */
 

@@ -59,6 +59,29 @@ static const FsDef *find_child(Fs *fs, const FsNode *dir, const char *name, FsIt
     return row;
 }
 
+static void lookup_again(gpointer user)
+{
+    fs_dir_lookup(user);
+}
+
+static void lookup_cancelled(FsReq *req, gpointer data G_GNUC_UNUSED)
+{
+    fs_req_error(req, EINTR);
+}
+
+/*
+ * What is not in the inventory may have been made a moment ago, its event on
+ * the way: `virsh define` and then our path must work.  Asked once more.
+ */
+static gboolean wants_another_look(FsReq *req)
+{
+    gboolean wants =
+        (req->node->def->flags & FS_LIVE) && !req->looked_again && !be_is_stale(req->fs->be);
+
+    req->looked_again = TRUE;
+    return wants;
+}
+
 void fs_dir_lookup(FsReq *req)
 {
     g_autoptr(FsItem) item = NULL;
@@ -66,6 +89,12 @@ void fs_dir_lookup(FsReq *req)
 
     if (def) {
         fs_req_entry(req, fs_node_lookup(req->fs->nodes, req->node, def, item));
+    } else if (wants_another_look(req)) {
+        if (!req->cancel) {
+            fs_req_on_cancel(req, lookup_cancelled, NULL);
+        }
+        be_refresh(req->fs->be, lookup_again, req);
+        return;
     } else {
         fs_req_error(req, ENOENT);
     }

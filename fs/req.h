@@ -31,6 +31,7 @@ struct FsReq {
     gsize size;
     off_t offset;
     int whence;
+    gboolean looked_again;     /* LOOKUP: the inventory was read for it */
     gpointer data;             /* of whoever works on the request */
     void (*resume)(FsReq *req);
     void (*cancel)(FsReq *req, gpointer data);
