@@ -446,7 +446,8 @@ typedef struct BeRead BeRead;
  * Returns: a handle for be_read_cancel(), owned by the caller, to be released
  * by be_read_unref() in or after @done.
  */
-BeRead *be_reader_read(BeReader *reader, guint64 offset, gsize length, BeReadDone done, gpointer user);
+BeRead *be_reader_read(BeReader *reader, guint64 offset, gsize length, BeReadDone done,
+                       gpointer user);
 
 /**
  * be_read_cancel: ends a read with ECANCELED soon; the transfer below it is
@@ -465,4 +466,5 @@ typedef void (*BeSeekDone)(gint64 offset, int errnum, gpointer user);
  * be_stream_seek: SEEK_DATA (@data TRUE) or SEEK_HOLE from @offset.  The
  * allocation map is fetched at the first call and kept.
  */
-void be_stream_seek(BeStream *stream, guint64 offset, gboolean data, BeSeekDone done, gpointer user);
+void be_stream_seek(BeStream *stream, guint64 offset, gboolean data, BeSeekDone done,
+                    gpointer user);

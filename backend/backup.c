@@ -14,6 +14,7 @@
 
 #include "backend/error.h"
 #include "backend/freeze.h"
+#include "backend/scratch.h"
 #include "backend/stream.h"
 
 struct BeBackups {
@@ -377,7 +378,7 @@ static gboolean is_stopping(virDomainPtr domain)
                || state == VIR_DOMAIN_CRASHED);
 }
 
-/* NULL: it runs as it should, or that cannot be known now. */
+/* NULL: it runs as it should, was dealt with here, or that cannot be known now. */
 static const char *why_gone(Backup *backup, GError **error)
 {
     g_autoptr(BeVirDomain) domain =
@@ -391,6 +392,10 @@ static const char *why_gone(Backup *backup, GError **error)
     if (backup->offline) {
         return active == 1 ? "the domain was started; its images are no longer those of then"
                            : NULL;
+    }
+    if (active == 1 && be_scratch_stalls(backup, domain)) {
+        be_scratch_rescue(backup);
+        return NULL;
     }
     if (active == 0 || (active == 1 && is_stopping(domain))) {
         return "the domain stopped during the backup";
@@ -465,6 +470,7 @@ static gboolean recover_one(Be *be, Backup *backup)
     g_clear_error(&error);
     if (ours == 1 && backup->stage == BACKUP_LISTED) {
         be_backups_list(be, backup);
+        be_scratch_watch(backup);
         backup_notify(backup, BE_EVENT_BACKUP_STARTED, 0, "taken up again after a restart");
         return TRUE;
     }

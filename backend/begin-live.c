@@ -10,13 +10,12 @@
 #include <libvirt/libvirt.h>
 #include <libvirt/virterror.h>
 #include <string.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
 
 #include "backend/backup.h"
 #include "backend/error.h"
 #include "backend/freeze.h"
 #include "backend/nbd.h"
+#include "backend/scratch.h"
 #include "backend/step.h"
 
 /* A guest must not notice the freeze of a mkdir. */
@@ -65,31 +64,6 @@ static gboolean measure(BackupPlan *plan, GError **error)
         if (!measure_disk(plan, g_ptr_array_index(plan->chosen, i), error)) {
             return FALSE;
         }
-    }
-    return TRUE;
-}
-
-/*
- * Scratch space grows with what the guest overwrites, which nobody knows; what
- * must be there at the start is the reserve and a little to begin with.
- */
-static gboolean enough_scratch(BackupPlan *plan, const char *dir, GError **error)
-{
-    guint64 need = plan->be->scratch_reserve;
-    struct statvfs space;
-    guint64 available;
-
-    if (statvfs(dir, &space) < 0) {
-        be_error_set_errno(error, errno, "scratch directory '%s'", dir);
-        return FALSE;
-    }
-    available = (guint64)space.f_bavail * space.f_frsize;
-    if (available < need + 64 * 1024) {
-        g_set_error(error, BE_ERROR, ENOSPC,
-                    "scratch directory '%s' has %" G_GUINT64_FORMAT " bytes free, less than the "
-                    "reserve of %" G_GUINT64_FORMAT,
-                    dir, available, need);
-        return FALSE;
     }
     return TRUE;
 }
@@ -259,20 +233,51 @@ static gboolean run_describe(gpointer work, GError **error)
     return TRUE;
 }
 
+static gboolean run_list(gpointer work, GError **error)
+{
+    BackupPlan *plan = work;
+
+    if (!backup_step_list(plan, error)) {
+        return FALSE;
+    }
+    be_scratch_watch(plan->backup);
+    return TRUE;
+}
+
 static const BeStep live_steps[] = {
     {"record", run_record, backup_undo_record},
     {"directories", run_directories, undo_directories},
     {"begin", run_begin, undo_begin},
     {"describe", run_describe, NULL},
-    {"list", backup_step_list, NULL},
+    {"list", run_list, NULL},
     {NULL, NULL, NULL},
 };
+
+/*
+ * A guest is paused when its disk has an error, and can go on, unless the
+ * disk's error_policy hands the error to it: then there must be no error.
+ */
+static guint64 sure_bytes(const BackupPlan *plan)
+{
+    guint64 bytes = 0;
+
+    for (guint i = 0; i < plan->chosen->len; i++) {
+        const BeXmlDisk *disk = g_ptr_array_index(plan->chosen, i);
+        const BeDisk *measured = g_ptr_array_index(plan->backup->pub.disks, i);
+
+        if (g_strcmp0(disk->error_policy, "report") == 0
+            || g_strcmp0(disk->error_policy, "ignore") == 0) {
+            bytes += measured->allocated;
+        }
+    }
+    return bytes;
+}
 
 gboolean backup_begin_live(BackupPlan *plan, GError **error)
 {
     const char *scratch = plan->scratch_dir ? plan->scratch_dir : plan->be->scratch_dir;
 
     return nothing_runs(plan, error) && measure(plan, error)
-           && enough_scratch(plan, scratch, error)
+           && be_scratch_check_start(plan->be, scratch, sure_bytes(plan), error)
            && be_steps_run("backup-begin", live_steps, plan, plan->job, error);
 }

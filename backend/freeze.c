@@ -267,7 +267,8 @@ gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **e
         if (g_get_monotonic_time() > until_us) {
             BeEvent event = {.kind = BE_EVENT_WARNING, .time_us = g_get_real_time(),
                              .domain_uuid = uuid, .domain_name = virDomainGetName(domain),
-                             .errnum = EIO, .text = "the guest may still be frozen; thawing goes on"};
+                             .errnum = EIO,
+                             .text = "the guest may still be frozen; thawing goes on"};
 
             be_notify(be, &event);
             g_source_unref(thaw_later(be, uuid, LATE_FREEZE_MS, thaw_later_now));

@@ -434,8 +434,9 @@ static gboolean read_try_now_locked(BeRead *read)
     gpointer source = stream->source;
     gboolean done;
 
-    if (stream->state != BE_STREAM_OPEN || !stream->ops->read_now || be_rate_is_limited(stream->rate)
-        || read->length > BE_SMALL_READ || read->reader->steps > 0 || read_is_here_locked(read)) {
+    if (stream->state != BE_STREAM_OPEN || !stream->ops->read_now
+        || be_rate_is_limited(stream->rate) || read->length > BE_SMALL_READ
+        || read->reader->steps > 0 || read_is_here_locked(read)) {
         return FALSE;
     }
     read->state = BE_READ_ENDED;
