@@ -67,6 +67,7 @@ Backup *backup_new(Be *be, const char *id, const char *name, const char *domain_
 
     g_atomic_ref_count_init(&backup->pub.refs);
     g_mutex_init(&backup->lock);
+    g_cond_init(&backup->released_cond);
     backup->be = be;
     backup->pub.id = g_strdup(id);
     backup->pub.name = g_strdup(name);
@@ -114,6 +115,7 @@ void be_backup_unref(BeBackup *pub)
     g_free(backup->scratch_path);
     g_free(backup->socket);
     g_free(backup->reason);
+    g_cond_clear(&backup->released_cond);
     g_mutex_clear(&backup->lock);
     g_free(backup);
 }
@@ -195,8 +197,35 @@ void be_backup_job_print(BeBackup *pub, GString *out)
                            size ? MIN(100.0, 100.0 * (double)bytes / (double)size) : 100.0);
 }
 
+/* Whether the caller is the one to release; if not, it has been done. */
+static gboolean release_begin(Backup *backup)
+{
+    gboolean first;
+
+    g_mutex_lock(&backup->lock);
+    while (backup->releasing) {
+        g_cond_wait(&backup->released_cond, &backup->lock);
+    }
+    first = !backup->released;
+    backup->releasing = first;
+    g_mutex_unlock(&backup->lock);
+    return first;
+}
+
+static void release_end(Backup *backup)
+{
+    g_mutex_lock(&backup->lock);
+    backup->releasing = FALSE;
+    backup->released = TRUE;
+    g_cond_broadcast(&backup->released_cond);
+    g_mutex_unlock(&backup->lock);
+}
+
 void backup_release(Backup *backup)
 {
+    if (!release_begin(backup)) {
+        return;
+    }
     for (guint i = 0; i < backup->pub.disks->len; i++) {
         const BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
 
@@ -211,6 +240,7 @@ void backup_release(Backup *backup)
     if (backup->scratch_path) {
         be_dirs_remove(backup->scratch_path);
     }
+    release_end(backup);
 }
 
 void backup_fail(Backup *backup, const char *reason)
@@ -389,7 +419,7 @@ static const char *why_gone(Backup *backup, GError **error)
         return (*error)->code == ENOENT ? "the domain is gone" : NULL;
     }
     active = virDomainIsActive(domain);
-    if (backup->offline) {
+    if (backup->off) {
         return active == 1 ? "the domain was started; its images are no longer those of then"
                            : NULL;
     }

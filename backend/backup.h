@@ -27,9 +27,13 @@ typedef struct {
     char *scratch_path;        /* private directory of the scratch images; NULL when offline */
     char *socket;              /* of QEMU's NBD server */
     BackupStage stage;         /* as in the journal; workers of this domain alone */
-    BeOffline *offline;        /* locks and qemu-nbd of a domain that is off; or NULL */
+    gboolean off;              /* of a domain that is off */
+    BeOffline *offline;        /* its locks and qemu-nbd; whoever releases, else NULL */
 
     GMutex lock;
+    GCond released_cond;
+    gboolean releasing;        /* guarded by lock */
+    gboolean released;         /* guarded by lock */
     BeBackupState state;       /* guarded by lock */
     char *reason;              /* guarded by lock */
 } Backup;
@@ -118,7 +122,8 @@ void backup_notify(Backup *backup, BeEventKind kind, int errnum, const char *tex
 
 /**
  * backup_release: closes the streams and removes the directories, locks and
- * processes.  Blocks; workers.  Twice is harmless.
+ * processes.  Blocks; workers.  Done once: a second caller waits for the first,
+ * because a failure and an rmdir may come together.
  */
 void backup_release(Backup *backup);
 

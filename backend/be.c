@@ -69,6 +69,13 @@ static gpointer timer_main(gpointer data)
     return NULL;
 }
 
+/* From within the loop: g_main_loop_quit() before g_main_loop_run() is lost. */
+static gboolean timer_quit(gpointer data)
+{
+    g_main_loop_quit(data);
+    return G_SOURCE_REMOVE;
+}
+
 /* ---- Directories and the lock ---------------------------------------------------- */
 
 /*
@@ -290,7 +297,7 @@ void be_stop(Be *be)
     be_conn_close(be->query_conn);
     be_conn_close(be->action_conn);
     be_event_stop(be);
-    g_main_loop_quit(be->timer_loop);
+    g_source_unref(be_timer_add(be, 0, timer_quit, be->timer_loop, NULL));
     g_thread_join(be->timer_thread);
 }
 

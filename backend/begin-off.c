@@ -117,6 +117,7 @@ static gboolean find_consistency(BackupPlan *plan, GError **error)
 
 static gboolean inspect_all(BackupPlan *plan, GError **error)
 {
+    plan->backup->off = TRUE;
     plan->backup->offline = g_new0(BeOffline, 1);
     plan->backup->offline->disks = g_ptr_array_new_with_free_func(offline_disk_free);
     for (guint i = 0; i < plan->chosen->len; i++) {

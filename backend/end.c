@@ -80,7 +80,7 @@ static gboolean run_end(Be *be, BeJob *job, gpointer data, GError **error)
     (void)be_job_no_return(job);
     backup_set_state(backup, BE_BACKUP_ENDING, NULL);
     be_crash_point("backup-end", "abort", "before");
-    if (before != BE_BACKUP_FAILED && !backup->offline && !backup_abort(backup, error)) {
+    if (before != BE_BACKUP_FAILED && !backup->off && !backup_abort(backup, error)) {
         backup_set_state(backup, before, (*error)->message);
         return FALSE;
     }

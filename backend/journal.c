@@ -72,7 +72,7 @@ static char *record_text(const Backup *backup)
     g_autoptr(JsonNode) root = NULL;
 
     json_builder_begin_object(builder);
-    add_string(builder, "kind", backup->offline ? "offline" : "live");
+    add_string(builder, "kind", backup->off ? "offline" : "live");
     add_int(builder, "stage", backup->stage);
     add_string(builder, "id", pub->id);
     add_string(builder, "name", pub->name);
