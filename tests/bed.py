@@ -313,7 +313,7 @@ class Guest:
     def destroy(self) -> None:
         self.domain.destroy()
 
-    def shutdown(self, timeout: float = 30) -> None:
+    def shutdown(self, timeout: float = 60) -> None:
         self.domain.shutdown()
         wait_for(self.is_off, timeout, f"shutdown of {self.name}")
 
