@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The ways to start and to look: mount(8), fstab, --doctor, the supervisor of many hosts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bed import VMSNAPFS, Guest, bed_dir, mount_points, sh, wait_for
+
+
+@pytest.fixture
+def point() -> Iterator[Path]:
+    path = bed_dir() / "mnt" / "by hand"
+    path.mkdir()
+    yield path
+    if str(path) in mount_points():
+        sh(["umount", "-l", str(path)])
+    path.rmdir()
+
+
+@pytest.fixture
+def in_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As installed: mount(8) looks in a PATH of its own. Only the bed sees it."""
+    place = "/usr/local/sbin"
+    sh(["mount", "-t", "tmpfs", "vmsnapfs-tests", place])
+    (Path(place) / "vmsnapfs").symlink_to(VMSNAPFS)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    yield
+    sh(["umount", place])
+
+
+def daemons() -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "comm").read_text().strip() == "vmsnapfs":
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def unmount(point: Path) -> None:
+    sh(["umount", str(point)])
+    wait_for(lambda: not daemons(), 30, "the daemon has ended")
+
+
+def test_mount_type(point: Path, in_path: None, guest: Guest) -> None:
+    sh(["mount", "-t", "fuse.vmsnapfs", "qemu:///system", str(point), "-o", "allow_other,noatime"])
+    assert guest.name in os.listdir(point / "domains")
+    (point / "domains" / guest.name / "backups" / "now").mkdir()
+    (point / "domains" / guest.name / "backups" / "now").rmdir()
+    unmount(point)
+
+
+def test_fstab_line(point: Path, in_path: None, tmp_path: Path, guest: Guest) -> None:
+    fstab = tmp_path / "fstab"
+    escaped = str(point).replace(" ", "\\040")
+    fstab.write_text(f"qemu:///system {escaped} fuse.vmsnapfs "
+                     "ro,noauto,nofail,x-systemd.automount,domains=bed* 0 0\n")
+    sh(["mount", "-T", str(fstab), str(point)])
+    assert os.listdir(point / "domains") == [guest.name]
+    with pytest.raises(OSError, match="Read-only"):
+        (point / "domains" / guest.name / "backups" / "now").mkdir()
+    unmount(point)
+
+
+def test_doctor_says_what_it_sees(guest: Guest) -> None:
+    done = sh([str(VMSNAPFS), "--doctor", "qemu:///system"], check=False, timeout=60)
+    print(done.stdout, done.stderr)
+    assert "libvirt" in done.stdout and "scratch" in done.stdout
+    assert done.returncode in (0, 1)
+
+
+def test_supervisor_brings_a_host_back(point: Path, in_path: None, tmp_path: Path,
+                                       guest: Guest) -> None:
+    config = tmp_path / "mountd.conf"
+    config.write_text(f"[host here]\nuri=qemu:///system\nmountpoint={point}\noptions=ro\n")
+    config.chmod(0o600)
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen([str(VMSNAPFS.parent / "vmsnapfs-mountd"), "--config",
+                                    str(config)], stdout=file, stderr=file)
+    try:
+        def serves() -> bool:
+            try:
+                return guest.name in os.listdir(point / "domains")
+            except OSError:
+                return False
+        wait_for(serves, 20, "mounted")
+        (first,) = daemons()
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: serves() and daemons() != [first], 20, "mounted again")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(30)
+        print(log.read_text())
+    assert code == 0
+    assert str(point) not in mount_points() and not daemons()
