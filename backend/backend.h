@@ -307,6 +307,7 @@ BeJob *be_domain_thaw(Be *be, const char *uuid, BeDone done, gpointer user);
 /* ---- Backups ------------------------------------------------------------ */
 
 typedef struct BeStream BeStream;
+typedef struct BeView BeView;
 
 typedef enum {
     BE_BACKUP_RUNNING,
@@ -333,6 +334,7 @@ typedef struct {
     guint64 size;              /* virtual size in bytes */
     guint64 allocated;         /* bytes, an estimate until the map is known */
     BeStream *stream;
+    BeView *full;              /* see be_disk_full() */
 } BeDisk;
 
 /**
@@ -468,3 +470,25 @@ typedef void (*BeSeekDone)(gint64 offset, int errnum, gpointer user);
  */
 void be_stream_seek(BeStream *stream, guint64 offset, gboolean data, BeSeekDone done,
                     gpointer user);
+
+/**
+ * be_stream_map_fetch: the allocation map as text, the one that `qemu-img map
+ * --output=json -f raw` prints of the same NBD export.  Shares the map with
+ * be_stream_seek().  EIO, ETIMEDOUT; EFBIG: a text of more than 64 MiB.
+ */
+void be_stream_map_fetch(BeStream *stream, BeTextDone done, gpointer user);
+
+/**
+ * be_disk_full: the disk as a stand-alone qcow2 image: a stream of its own, with
+ * the image's bytes.  Its size needs the allocation map.
+ * Returns: (transfer none): valid as long as the disk's backup; NULL as long as
+ *   be_disk_full_prepare() has not succeeded.
+ */
+BeStream *be_disk_full(const BeDisk *disk);
+
+/**
+ * be_disk_full_prepare: fetches the map and makes the stream, once for all who
+ * want it.  EIO, ETIMEDOUT; EFBIG: a disk of more than 1 PiB.
+ * @disk: of a backup that lives until @done
+ */
+void be_disk_full_prepare(const BeDisk *disk, BeDone done, gpointer user);

@@ -16,6 +16,7 @@
 #include "backend/freeze.h"
 #include "backend/scratch.h"
 #include "backend/stream.h"
+#include "backend/view-qcow2.h"
 
 struct BeBackups {
     GMutex lock;
@@ -55,6 +56,7 @@ static void disk_free(gpointer data)
 {
     BeDisk *disk = data;
 
+    be_view_free(disk->full);
     be_stream_unref(disk->stream);
     g_free(disk->target);
     g_free(disk);
@@ -87,6 +89,7 @@ void backup_add_disk(Backup *backup, const char *target, guint64 size, guint64 a
     disk->size = size;
     disk->allocated = allocated;
     disk->stream = stream;
+    disk->full = be_view_new();
     g_ptr_array_add(backup->pub.disks, disk);
 }
 
@@ -176,7 +179,7 @@ static void total_bytes(const Backup *backup, guint64 *ret_size, guint64 *ret_re
         const BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
 
         *ret_size += disk->size;
-        *ret_read += be_stream_bytes_read(disk->stream);
+        *ret_read += be_stream_bytes_read(disk->stream) + be_view_bytes_read(disk->full);
     }
 }
 
@@ -195,67 +198,6 @@ void be_backup_job_print(BeBackup *pub, GString *out)
     g_string_append_printf(out, "bytes-total: %" G_GUINT64_FORMAT "\n", size);
     g_string_append_printf(out, "percent: %.1f\n",
                            size ? MIN(100.0, 100.0 * (double)bytes / (double)size) : 100.0);
-}
-
-/* Whether the caller is the one to release; if not, it has been done. */
-static gboolean release_begin(Backup *backup)
-{
-    gboolean first;
-
-    g_mutex_lock(&backup->lock);
-    while (backup->releasing) {
-        g_cond_wait(&backup->released_cond, &backup->lock);
-    }
-    first = !backup->released;
-    backup->releasing = first;
-    g_mutex_unlock(&backup->lock);
-    return first;
-}
-
-static void release_end(Backup *backup)
-{
-    g_mutex_lock(&backup->lock);
-    backup->releasing = FALSE;
-    backup->released = TRUE;
-    g_cond_broadcast(&backup->released_cond);
-    g_mutex_unlock(&backup->lock);
-}
-
-void backup_release(Backup *backup)
-{
-    if (!release_begin(backup)) {
-        return;
-    }
-    for (guint i = 0; i < backup->pub.disks->len; i++) {
-        const BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
-
-        if (disk->stream) {
-            be_stream_close(disk->stream);
-        }
-    }
-    g_clear_pointer(&backup->offline, be_offline_free);
-    if (backup->run_path) {
-        be_dirs_remove(backup->run_path);
-    }
-    if (backup->scratch_path) {
-        be_dirs_remove(backup->scratch_path);
-    }
-    release_end(backup);
-}
-
-void backup_fail(Backup *backup, const char *reason)
-{
-    if (!backup_change_state(backup, BE_BACKUP_RUNNING, BE_BACKUP_FAILED, reason)) {
-        return;
-    }
-    for (guint i = 0; i < backup->pub.disks->len; i++) {
-        const BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
-
-        be_stream_fail(disk->stream, reason);
-    }
-    backup_notify(backup, BE_EVENT_BACKUP_FAILED, EIO, reason);
-    backup_release(backup);
-    be_journal_remove(backup->be, backup->pub.id);
 }
 
 /* ---- The list -------------------------------------------------------------------- */
@@ -408,6 +350,19 @@ static gboolean is_stopping(virDomainPtr domain)
                || state == VIR_DOMAIN_CRASHED);
 }
 
+/*
+ * A start that our lock makes fail is active for a moment, too: it is one only
+ * when QEMU has got past its disks.
+ */
+static gboolean has_started(virDomainPtr domain)
+{
+    int state, reason;
+
+    return virDomainGetState(domain, &state, &reason, 0) == 0
+           && (state == VIR_DOMAIN_RUNNING
+               || (state == VIR_DOMAIN_PAUSED && reason != VIR_DOMAIN_PAUSED_STARTING_UP));
+}
+
 /* NULL: it runs as it should, was dealt with here, or that cannot be known now. */
 static const char *why_gone(Backup *backup, GError **error)
 {
@@ -420,8 +375,9 @@ static const char *why_gone(Backup *backup, GError **error)
     }
     active = virDomainIsActive(domain);
     if (backup->off) {
-        return active == 1 ? "the domain was started; its images are no longer those of then"
-                           : NULL;
+        return active == 1 && has_started(domain)
+                   ? "the domain was started; its images are no longer those of then"
+                   : NULL;
     }
     if (active == 1 && be_scratch_stalls(backup, domain)) {
         be_scratch_rescue(backup);
@@ -447,6 +403,7 @@ static void check_on_worker(Be *be, gpointer data)
         const char *reason;
 
         if (be_backup_state(&backup->pub, NULL) != BE_BACKUP_RUNNING) {
+            be_scratch_resume(backup); /* the pause may be told after the end */
             continue;
         }
         reason = why_gone(backup, &error);

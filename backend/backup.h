@@ -28,6 +28,7 @@ typedef struct {
     char *socket;              /* of QEMU's NBD server */
     BackupStage stage;         /* as in the journal; workers of this domain alone */
     gboolean off;              /* of a domain that is off */
+    gint scratch_full;         /* atomic: it failed for lack of scratch space */
     BeOffline *offline;        /* its locks and qemu-nbd; whoever releases, else NULL */
 
     GMutex lock;
@@ -110,15 +111,23 @@ gboolean backup_change_state(Backup *backup, BeBackupState from, BeBackupState t
                              const char *reason);
 
 /**
- * backup_fail: the data is gone: readers get EIO, `state` says why.  Removes
- * what the backup had on the host.  Workers.
+ * backup_fail: a running backup is no good any more: readers get EIO, `state`
+ * says why.  Ends the job on the host and removes what belonged to it; where the
+ * host does not answer, that is tried again later.  Workers.
+ * Returns: whether the host is rid of it; FALSE also when it was not running.
  */
-void backup_fail(Backup *backup, const char *reason);
+gboolean backup_fail(Backup *backup, const char *reason);
 
 /**
  * backup_notify: an event about this backup.
  */
 void backup_notify(Backup *backup, BeEventKind kind, int errnum, const char *text);
+
+/**
+ * backup_close_streams: ends all reads and closes the connections.  Blocks;
+ * workers.  Twice is harmless.
+ */
+void backup_close_streams(Backup *backup);
 
 /**
  * backup_release: closes the streams and removes the directories, locks and
@@ -135,7 +144,8 @@ int backup_job_is_ours(Backup *backup, virDomainPtr domain, GError **error);
 
 /**
  * backup_abort: ends the job on the host and waits until it is gone, at most
- * 45 s.  TRUE also where there is none.  Blocks; workers.
+ * 45 s.  Closes the streams first: QEMU 7.2 can hang for ever when its NBD server
+ * is stopped under a client.  TRUE also where there is none.  Blocks; workers.
  */
 gboolean backup_abort(Backup *backup, GError **error);
 

@@ -60,6 +60,7 @@ gboolean backup_abort(Backup *backup, GError **error)
     if (ours <= 0) {
         return ours == 0;
     }
+    backup_close_streams(backup);
     if (virDomainAbortJob(domain) < 0) {
         be_error_from_libvirt(&domain_error, "cannot abort the backup job");
         g_info("%s", domain_error->message);
@@ -80,8 +81,10 @@ static gboolean run_end(Be *be, BeJob *job, gpointer data, GError **error)
     (void)be_job_no_return(job);
     backup_set_state(backup, BE_BACKUP_ENDING, NULL);
     be_crash_point("backup-end", "abort", "before");
-    if (before != BE_BACKUP_FAILED && !backup->off && !backup_abort(backup, error)) {
-        backup_set_state(backup, before, (*error)->message);
+    if (!backup->off && !backup_abort(backup, error)) {
+        /* Not reached: as before.  Reached, and it did not end: nothing can be read. */
+        backup_set_state(backup, (*error)->code == ETIMEDOUT ? BE_BACKUP_FAILED : before,
+                         (*error)->message);
         return FALSE;
     }
     be_crash_point("backup-end", "abort", "after");

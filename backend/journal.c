@@ -294,7 +294,14 @@ GPtrArray *be_journal_load(Be *be)
 
     while (dir && (name = g_dir_read_name(dir))) {
         g_autofree char *file = g_build_filename(path, name, NULL);
-        Backup *backup = g_str_has_suffix(name, SUFFIX) ? load_record(be, file) : NULL;
+        Backup *backup = NULL;
+
+        if (g_str_has_suffix(name, SUFFIX)) {
+            backup = load_record(be, file);
+        } else if (!g_str_has_suffix(name, MARK_SUFFIX) && unlink(file) < 0) {
+            /* A record that was being written when we died; never renamed into place. */
+            g_warning("cannot remove '%s': %s", file, g_strerror(errno));
+        }
 
         if (backup) {
             g_ptr_array_add(backups, backup);

@@ -32,12 +32,13 @@ gboolean be_nbd_prepare(NbdSource *source, GError **error)
     return TRUE;
 }
 
-struct nbd_handle *be_nbd_handle_new(NbdSource *source, GError **error)
+struct nbd_handle *be_nbd_handle_new(NbdSource *source, gboolean plain, GError **error)
 {
     struct nbd_handle *handle = nbd_create();
 
     if (handle && nbd_set_export_name(handle, source->export_name) == 0
-        && nbd_add_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0
+        && nbd_set_request_structured_replies(handle, !plain) == 0
+        && (plain || nbd_add_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0)
         && nbd_set_pread_initialize(handle, false) == 0
         && nbd_aio_connect_unix(handle, source->socket) == 0) {
         return handle;
@@ -176,6 +177,13 @@ int be_nbd_handle_wait(NbdSource *source, struct nbd_handle *handle, gint64 cook
 
 /* ---- Small reads on the caller's thread ---- */
 
+/*
+ * The caller may be one of the few threads that serve the whole mount: it waits
+ * no longer than a disk takes, and then leaves these reads alone for a while.
+ */
+#define DIRECT_WAIT_US (20 * 1000)
+#define DIRECT_PAUSE_US (5 * G_USEC_PER_SEC)
+
 void be_nbd_direct_free(NbdDirect *direct)
 {
     nbd_close(direct->handle);
@@ -212,6 +220,10 @@ static NbdDirect *direct_take(NbdSource *source)
         return NULL;
     }
     g_mutex_lock(&source->lock);
+    if (g_get_monotonic_time() < source->direct_after_us) {
+        g_mutex_unlock(&source->lock);
+        return NULL;
+    }
     direct = g_queue_pop_head(&source->idle);
     if (!direct && source->directs < NBD_DIRECT && !source->direct_wanted) {
         wanted = TRUE;
@@ -222,6 +234,14 @@ static NbdDirect *direct_take(NbdSource *source)
         be_nbd_kick(source);
     }
     return direct;
+}
+
+/* A slow server is no case for this: the poller's reads can be cancelled. */
+static void direct_pause(NbdSource *source)
+{
+    g_mutex_lock(&source->lock);
+    source->direct_after_us = g_get_monotonic_time() + DIRECT_PAUSE_US;
+    g_mutex_unlock(&source->lock);
 }
 
 static void direct_give_back(NbdSource *source, NbdDirect *direct, gboolean usable)
@@ -245,7 +265,7 @@ gboolean be_nbd_read_now(gpointer data, guint64 offset, guint32 length, gint64 t
     guint64 block = source->limits.block_min;
     guint64 start = offset & ~(block - 1);
     guint64 end = MIN((offset + length + block - 1) & ~(block - 1), source->size);
-    gint64 deadline_us = g_get_monotonic_time() + timeout_us;
+    gint64 deadline_us = g_get_monotonic_time() + MIN(timeout_us, DIRECT_WAIT_US);
     NbdDirect *direct = NULL;
     gint64 cookie;
     int errnum;
@@ -259,8 +279,9 @@ gboolean be_nbd_read_now(gpointer data, guint64 offset, guint32 length, gint64 t
     cookie = nbd_aio_pread(direct->handle, direct->buffer, end - start, start, NBD_NULL_COMPLETION,
                            0);
     errnum = cookie < 0 ? EPIPE : be_nbd_handle_wait(source, direct->handle, cookie, deadline_us);
-    if (errnum == EPIPE) {
+    if (errnum == EPIPE || errnum == ETIMEDOUT) {
         direct_give_back(source, direct, FALSE);
+        direct_pause(source);
         return FALSE;
     }
     if (errnum == 0) {

@@ -8,8 +8,8 @@
  * when libnbd has been left, so it may submit the next transfer.
  *
  * A transfer that was under way on a connection that got lost is sent once more.
- * When no connection is left, one new one is tried; if that fails everything
- * fails, until a transfer comes a second later.
+ * When no connection is left, one new one is tried; if that cannot be had
+ * everything fails, until a transfer comes a second later.
  */
 #include "backend/nbd-priv.h"
 
@@ -94,7 +94,7 @@ static gboolean conn_start(NbdSource *source, NbdConn *conn)
 {
     g_autoptr(GError) error = NULL;
 
-    conn->handle = be_nbd_handle_new(source, &error);
+    conn->handle = be_nbd_handle_new(source, conn == &source->direct, &error);
     if (!conn->handle) {
         g_debug("nbd: %s", error->message);
         return FALSE;
@@ -178,6 +178,7 @@ static void conn_connected(NbdSource *source, NbdConn *conn)
     }
     if (conn != &source->direct) {
         conn->state = NBD_CONN_READY;
+        source->retry_us = 0;
         return;
     }
     be_nbd_direct_add(source, g_steal_pointer(&conn->handle));
@@ -233,7 +234,7 @@ static guint conns_count(const NbdSource *source)
     return count;
 }
 
-/* Nothing is connected: one attempt, and not more often than once a second. */
+/* Nothing is connected: one attempt; after one in vain, not within a second. */
 static void revive(NbdSource *source)
 {
     g_autoptr(GError) error = NULL;

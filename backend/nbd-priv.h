@@ -82,6 +82,7 @@ typedef struct {
     GQueue idle;               /* of NbdDirect */
     guint directs;             /* idle or in use */
     gboolean direct_wanted;    /* the poller is to make one more */
+    gint64 direct_after_us;    /* monotonic; no read_now() before; guarded by lock */
 
     /* of the poller; before it runs, of open() */
     char *socket;
@@ -98,6 +99,7 @@ typedef struct {
  */
 typedef struct {
     BeTransfer transfer;       /* first */
+    gatomicrefcount refs;
     GArray *pairs;             /* of guint32: length, flags; the poller's until ended */
     GMutex lock;
     GCond changed;
@@ -107,7 +109,6 @@ typedef struct {
 
 /* ---- nbd.c ---- */
 
-void be_nbd_status_unref(NbdStatus *status);
 void be_nbd_kick(NbdSource *source);
 
 /* ---- nbd-conn.c ---- */
@@ -115,8 +116,9 @@ void be_nbd_kick(NbdSource *source);
 /* Asks prepare() for the socket, if there is one. */
 gboolean be_nbd_prepare(NbdSource *source, GError **error);
 
-/* Returns: a handle that is connecting. */
-struct nbd_handle *be_nbd_handle_new(NbdSource *source, GError **error);
+/* Returns: a handle that is connecting.  @plain: for reads of data alone; an
+ * answer is then one header and the bytes, two system calls fewer each. */
+struct nbd_handle *be_nbd_handle_new(NbdSource *source, gboolean plain, GError **error);
 
 /* Looks at a handle that has just connected: the size must be ours. */
 gboolean be_nbd_handle_check(NbdSource *source, struct nbd_handle *handle, GError **error);

@@ -73,7 +73,7 @@ static void source_close(gpointer data)
 static struct nbd_handle *connect_first(NbdSource *source, GError **error)
 {
     gint64 deadline_us = g_get_monotonic_time() + source->timeout_us;
-    struct nbd_handle *handle = be_nbd_handle_new(source, error);
+    struct nbd_handle *handle = be_nbd_handle_new(source, FALSE, error);
     int errnum;
 
     if (!handle) {
@@ -143,18 +143,15 @@ static void source_pread(gpointer data, BeTransfer *transfer)
 
 /* ---- Map ---- */
 
-static void status_clear(gpointer data)
+static void status_unref(NbdStatus *status)
 {
-    NbdStatus *status = data;
-
+    if (!g_atomic_ref_count_dec(&status->refs)) {
+        return;
+    }
     g_array_unref(status->pairs);
     g_cond_clear(&status->changed);
     g_mutex_clear(&status->lock);
-}
-
-void be_nbd_status_unref(NbdStatus *status)
-{
-    g_atomic_rc_box_release_full(status, status_clear);
+    g_free(status);
 }
 
 static void status_done(BeTransfer *transfer, int errnum)
@@ -166,13 +163,14 @@ static void status_done(BeTransfer *transfer, int errnum)
     status->errnum = errnum;
     g_cond_signal(&status->changed);
     g_mutex_unlock(&status->lock);
-    be_nbd_status_unref(status);
+    status_unref(status);
 }
 
 static NbdStatus *status_new(guint64 offset, guint64 length)
 {
-    NbdStatus *status = g_atomic_rc_box_new0(NbdStatus);
+    NbdStatus *status = g_new0(NbdStatus, 1);
 
+    g_atomic_ref_count_init(&status->refs);
     status->transfer.offset = offset;
     status->transfer.length = (guint32)length;
     status->transfer.done = status_done;
@@ -231,14 +229,16 @@ static gboolean source_extents(gpointer data, BeExtentKind kind, guint64 offset,
         return TRUE;
     }
     status = status_new(offset, MIN(source->size - offset, STATUS_BYTES));
-    source_pread(source, &((NbdStatus *)g_atomic_rc_box_acquire(status))->transfer);
+    /* The poller has a reference until status_done(). */
+    g_atomic_ref_count_inc(&status->refs);
+    source_pread(source, &status->transfer);
     errnum = status_wait(status, deadline_us);
     if (errnum) {
         be_error_set_errno(error, errnum, "cannot get the map of the disk");
     } else {
         status_collect(status, out);
     }
-    be_nbd_status_unref(status);
+    status_unref(status);
     return errnum == 0;
 }
 

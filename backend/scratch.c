@@ -65,11 +65,8 @@ static void give_up(Be *be G_GNUC_UNUSED, gpointer data)
         "given up: less than the reserve of %" G_GUINT64_FORMAT " bytes was left in '%s', and the "
         "guest writes faster than this backup is read",
         backup->be->scratch_reserve, backup->scratch_path);
-    g_autoptr(GError) error = NULL;
 
-    if (!backup_abort(backup, &error)) {
-        g_warning("cannot give up the backup '%s': %s", backup->pub.name, error->message);
-    }
+    g_atomic_int_set(&backup->scratch_full, 1);
     backup_fail(backup, reason);
 }
 
@@ -119,21 +116,29 @@ gboolean be_scratch_stalls(Backup *backup, virDomainPtr domain)
 
 void be_scratch_rescue(Backup *backup)
 {
-    g_autoptr(GError) error = NULL;
-    g_autoptr(BeVirDomain) domain =
-        be_conn_domain(backup->be->action_conn, backup->pub.domain_uuid, &error);
+    g_atomic_int_set(&backup->scratch_full, 1);
+    backup_fail(backup, "ended: the scratch space was full and the guest was paused by an I/O "
+                        "error; it goes on");
+}
 
-    if (!domain || !backup_abort(backup, &error)) {
-        g_warning("the guest '%s' is paused on an I/O error, and its backup cannot be ended: %s",
-                  backup->pub.domain_name, error->message);
+void be_scratch_resume(Backup *backup)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(BeVirDomain) domain = NULL;
+
+    if (!g_atomic_int_get(&backup->scratch_full)) {
         return;
     }
-    backup_fail(backup, "ended: the scratch space was full and the guest was paused by an I/O "
-                        "error; it was resumed");
-    /* Another reader of the state may have resumed it meanwhile. */
-    if (is_paused(domain) && virDomainResume(domain) < 0) {
+    domain = be_conn_domain(backup->be->action_conn, backup->pub.domain_uuid, &error);
+    if (!domain || !is_paused(domain)) {
+        return;
+    }
+    if (virDomainResume(domain) < 0) {
         be_error_from_libvirt(&error, "the guest is paused and cannot be resumed");
         backup_notify(backup, BE_EVENT_WARNING, EIO, error->message);
+    } else {
+        backup_notify(backup, BE_EVENT_WARNING, ENOSPC,
+                      "the scratch space was full: the guest was paused, and goes on now");
     }
     be_inventory_touch(backup->be);
 }

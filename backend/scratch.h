@@ -32,7 +32,14 @@ void be_scratch_watch(Backup *backup);
 gboolean be_scratch_stalls(Backup *backup, virDomainPtr domain);
 
 /**
- * be_scratch_rescue: ends the backup under a guest that stands still and lets
- * the guest go on.  Blocks; workers.
+ * be_scratch_rescue: ends the backup under a guest that stands still.  Blocks;
+ * workers.
  */
 void be_scratch_rescue(Backup *backup);
+
+/**
+ * be_scratch_resume: lets the guest of an ended backup go on, where the backup
+ * ended for lack of room and the guest was paused by it; harmless for all others.
+ * Blocks; workers.
+ */
+void be_scratch_resume(Backup *backup);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * stream-priv.h - what stream.c, reader.c, chunk.c, rate.c and clock.c share.
+ * stream-priv.h - what stream.c, map.c, reader.c, chunk.c, rate.c and clock.c
+ * share.
  *
  * One lock for a stream, its readers, chunks and reads: the sections are short,
  * and nothing but submitting to the source happens inside.  Order of locks:
@@ -50,12 +51,13 @@ struct BeStream {
     const BeSourceOps *ops;
 
     GMutex lock;
-    GCond quiet;               /* busy became 0 */
+    GCond quiet;               /* while closing: busy became 0, or closed */
     /* all below: guarded by lock */
     gpointer source;           /* NULL when closed; constant while busy > 0 */
     BeStreamState state;
     gboolean attached;         /* the clock knows it; close() is needed */
     gboolean closing;
+    gboolean closed;
     char *reason;
     guint busy;                /* tasks, deliveries and read_now() calls under way */
     gint64 timeout_us;
@@ -157,11 +159,33 @@ gboolean be_stream_want_locked(BeStream *stream, gboolean map);
  * those, and unlocks. */
 void be_stream_deliver_and_unlock(BeStream *stream, GQueue *ended);
 
+/* The same for seeks too; both lists are empty afterwards. */
+void be_stream_deliver_all_and_unlock(BeStream *stream, GQueue *reads, GQueue *seeks);
+
 void be_stream_busy_end_locked(BeStream *stream);
+
+/* Runs @run on a worker.  It has a reference and counts as busy, until it ends
+ * with the other one. */
+void be_stream_task_start_locked(BeStream *stream, void (*run)(BeStream *stream));
+void be_stream_task_end_and_unlock(BeStream *stream, GQueue *reads, GQueue *seeks);
+
+/* What readers are told of an error of the source. */
+int be_stream_errno(const GError *error);
 
 /* Work of the clock: deadlines, limits, deliveries that others left.
  * Returns: when to be called again, or G_MAXINT64. */
 gint64 be_stream_tick(BeStream *stream, gint64 now_us);
+
+/* ---- map.c ---- */
+
+/* Fetches the map, or goes on where it failed; the stream is open. */
+void be_stream_map_start_locked(BeStream *stream);
+
+/* Ends the seeks that wait. */
+void be_seeks_end_locked(BeStream *stream, int errnum, GQueue *ended);
+
+/* Calls done() for each; no lock held. */
+void be_seeks_deliver(GQueue *seeks);
 
 /* ---- rate.c ---- */
 

@@ -17,15 +17,6 @@
 #define WORKERS 16
 
 typedef struct {
-    guint64 offset;
-    gboolean data;
-    BeSeekDone done;
-    gpointer user;
-    gint64 result;
-    int errnum;
-} BeSeek;
-
-typedef struct {
     void (*run)(BeStream *stream);
     BeStream *stream;
 } BeTask;
@@ -53,8 +44,8 @@ static void task_push(BeStream *stream, void (*run)(BeStream *stream))
     g_thread_pool_push(pool, task, NULL);
 }
 
-/* A task has a reference and counts as busy until task_end_and_unlock(). */
-static void task_start_locked(BeStream *stream, void (*run)(BeStream *stream))
+/* A task has a reference and counts as busy until be_stream_task_end_and_unlock(). */
+void be_stream_task_start_locked(BeStream *stream, void (*run)(BeStream *stream))
 {
     stream->busy++;
     task_push(be_stream_ref(stream), run);
@@ -203,7 +194,8 @@ void be_stream_set_rate(BeStream *stream, BeRate *rate)
 void be_stream_busy_end_locked(BeStream *stream)
 {
     stream->busy--;
-    if (stream->busy == 0) {
+    /* GLib makes a system call of it even when nobody waits. */
+    if (stream->busy == 0 && stream->closing) {
         g_cond_broadcast(&stream->quiet);
     }
 }
@@ -237,18 +229,8 @@ void be_stream_deliver_and_unlock(BeStream *stream, GQueue *ended)
     }
 }
 
-static void seeks_deliver(GQueue *seeks)
-{
-    BeSeek *seek;
-
-    while ((seek = g_queue_pop_head(seeks))) {
-        seek->done(seek->errnum ? -1 : seek->result, seek->errnum, seek->user);
-        g_free(seek);
-    }
-}
-
 /* For threads that may call back; the stream is busy while they do. */
-static void deliver_all_and_unlock(BeStream *stream, GQueue *reads, GQueue *seeks)
+void be_stream_deliver_all_and_unlock(BeStream *stream, GQueue *reads, GQueue *seeks)
 {
     GQueue ended_seeks = *seeks;
 
@@ -256,16 +238,16 @@ static void deliver_all_and_unlock(BeStream *stream, GQueue *reads, GQueue *seek
     if (ended_seeks.length > 0) {
         stream->busy++;
         g_mutex_unlock(&stream->lock);
-        seeks_deliver(&ended_seeks);
+        be_seeks_deliver(&ended_seeks);
         g_mutex_lock(&stream->lock);
         be_stream_busy_end_locked(stream);
     }
     be_stream_deliver_and_unlock(stream, reads);
 }
 
-static void task_end_and_unlock(BeStream *stream, GQueue *reads, GQueue *seeks)
+void be_stream_task_end_and_unlock(BeStream *stream, GQueue *reads, GQueue *seeks)
 {
-    deliver_all_and_unlock(stream, reads, seeks);
+    be_stream_deliver_all_and_unlock(stream, reads, seeks);
     g_mutex_lock(&stream->lock);
     be_stream_busy_end_locked(stream);
     g_mutex_unlock(&stream->lock);
@@ -274,144 +256,20 @@ static void task_end_and_unlock(BeStream *stream, GQueue *reads, GQueue *seeks)
 
 static void end_all_locked(BeStream *stream, int errnum, GQueue *reads, GQueue *seeks)
 {
-    BeSeek *seek;
     BeRead *read;
 
     while ((read = g_queue_peek_head(&stream->reads))) {
         be_read_end_locked(read, errnum, reads);
     }
-    while ((seek = g_queue_pop_head(&stream->seeks))) {
-        seek->errnum = errnum;
-        g_queue_push_tail(seeks, seek);
-    }
-}
-
-/* ---- Map ---- */
-
-/* Returns: whether the answer is known. */
-static gboolean seek_try_locked(BeStream *stream, BeSeek *seek)
-{
-    guint64 result = 0;
-
-    if (seek->offset >= stream->size) {
-        seek->errnum = ENXIO;
-        return TRUE;
-    }
-    if (stream->state == BE_STREAM_DOWN) {
-        seek->errnum = EIO;
-        return TRUE;
-    }
-    if (!stream->map) {
-        return FALSE;
-    }
-    switch (be_extents_next(stream->map, seek->offset, seek->data, &result)) {
-    case BE_NEXT_FOUND:
-        seek->result = (gint64)result;
-        return TRUE;
-    case BE_NEXT_NONE:
-        seek->errnum = ENXIO;
-        return TRUE;
-    case BE_NEXT_UNKNOWN:
-        break;
-    }
-    return FALSE;
-}
-
-static void seeks_try_locked(BeStream *stream, GQueue *ended)
-{
-    for (guint left = stream->seeks.length; left > 0; left--) {
-        BeSeek *seek = g_queue_pop_head(&stream->seeks);
-
-        g_queue_push_tail(seek_try_locked(stream, seek) ? ended : &stream->seeks, seek);
-    }
-}
-
-/* Takes over what one step found; an extent of no length is a lie. */
-static void map_append_locked(BeStream *stream, const GArray *found)
-{
-    guint64 before = be_extents_end(stream->map);
-
-    for (guint i = 0; i < found->len && !be_extents_complete(stream->map); i++) {
-        const BeExtent *extent = &g_array_index(found, BeExtent, i);
-
-        if (!be_extents_append(stream->map, extent->length, extent->flags)) {
-            stream->map_state = BE_MAP_FAILED;
-            return;
-        }
-    }
-    if (be_extents_complete(stream->map)) {
-        stream->map_state = BE_MAP_COMPLETE;
-        stream->allocated = be_extents_data_bytes(stream->map);
-    } else if (be_extents_end(stream->map) == before) {
-        stream->map_state = BE_MAP_FAILED;
-    }
-}
-
-static int seek_errno(const GError *error)
-{
-    return g_error_matches(error, BE_ERROR, ETIMEDOUT) ? ETIMEDOUT : EIO;
-}
-
-/* Returns: whether there is more to do.  Takes and gives back the lock. */
-static gboolean map_step_locked(BeStream *stream, GArray *found, GQueue *seeks)
-{
-    guint64 offset = be_extents_end(stream->map);
-    gint64 timeout_us = stream->timeout_us;
-    gpointer source = stream->source;
-    g_autoptr(GError) error = NULL;
-    BeSeek *seek;
-    gboolean ok;
-
-    g_mutex_unlock(&stream->lock);
-    g_array_set_size(found, 0);
-    ok = stream->ops->extents(source, BE_EXTENTS_ALLOCATION, offset, timeout_us, found, &error);
-    g_mutex_lock(&stream->lock);
-    if (ok) {
-        map_append_locked(stream, found);
-    } else {
-        stream->map_state = BE_MAP_FAILED;
-    }
-    seeks_try_locked(stream, seeks);
-    while (stream->map_state == BE_MAP_FAILED && (seek = g_queue_pop_head(&stream->seeks))) {
-        seek->errnum = seek_errno(error);
-        g_queue_push_tail(seeks, seek);
-    }
-    return stream->map_state == BE_MAP_FETCHING && stream->state == BE_STREAM_OPEN;
-}
-
-static void map_task(BeStream *stream)
-{
-    g_autoptr(GArray) found = g_array_new(FALSE, FALSE, sizeof(BeExtent));
-    GQueue reads = G_QUEUE_INIT;
-    GQueue seeks = G_QUEUE_INIT;
-    gboolean more;
-
-    g_mutex_lock(&stream->lock);
-    more = stream->state == BE_STREAM_OPEN;
-    while (more) {
-        more = map_step_locked(stream, found, &seeks);
-        if (seeks.length > 0 && more) {
-            deliver_all_and_unlock(stream, &reads, &seeks);
-            g_mutex_lock(&stream->lock);
-        }
-    }
-    task_end_and_unlock(stream, &reads, &seeks);
-}
-
-static void map_start_locked(BeStream *stream)
-{
-    stream->map_wanted = FALSE;
-    if (stream->map_state == BE_MAP_FETCHING || stream->map_state == BE_MAP_COMPLETE) {
-        return;
-    }
-    if (!stream->map) {
-        stream->map = be_extents_new(BE_EXTENTS_ALLOCATION, stream->size);
-    }
-    stream->map_state = BE_MAP_FETCHING;
-    task_start_locked(stream, map_task);
+    be_seeks_end_locked(stream, errnum, seeks);
 }
 
 /* ---- Open ---- */
+
+int be_stream_errno(const GError *error)
+{
+    return g_error_matches(error, BE_ERROR, ETIMEDOUT) ? ETIMEDOUT : EIO;
+}
 
 /* The largest power of 2 that the source takes in one request. */
 static guint32 cell_size(const BeSourceLimits *limits)
@@ -446,13 +304,13 @@ static void open_task(BeStream *stream)
         stream->state = ok ? BE_STREAM_OPEN : BE_STREAM_IDLE;
         if (!ok) {
             g_debug("stream: %s", error->message);
-            end_all_locked(stream, seek_errno(error), &reads, &seeks);
+            end_all_locked(stream, be_stream_errno(error), &reads, &seeks);
         } else if (stream->map_wanted) {
-            map_start_locked(stream);
+            be_stream_map_start_locked(stream);
         }
         be_stream_progress_locked(stream, &reads);
     }
-    task_end_and_unlock(stream, &reads, &seeks);
+    be_stream_task_end_and_unlock(stream, &reads, &seeks);
 }
 
 /* The clock must run before anything can wait. */
@@ -467,7 +325,7 @@ static gboolean attach_locked(BeStream *stream)
 gboolean be_stream_want_locked(BeStream *stream, gboolean map)
 {
     if (stream->state == BE_STREAM_OPEN && map && stream->map_state == BE_MAP_NONE) {
-        map_start_locked(stream);
+        be_stream_map_start_locked(stream);
     }
     if (stream->state == BE_STREAM_OPENING || stream->state == BE_STREAM_IDLE) {
         stream->map_wanted |= map;
@@ -479,44 +337,8 @@ gboolean be_stream_want_locked(BeStream *stream, gboolean map)
         return FALSE;
     }
     stream->state = BE_STREAM_OPENING;
-    task_start_locked(stream, open_task);
+    be_stream_task_start_locked(stream, open_task);
     return TRUE;
-}
-
-static void seeks_task(BeStream *stream)
-{
-    GQueue reads = G_QUEUE_INIT;
-
-    g_mutex_lock(&stream->lock);
-    task_end_and_unlock(stream, &reads, &stream->seeks_ended);
-}
-
-void be_stream_seek(BeStream *stream, guint64 offset, gboolean data, BeSeekDone done, gpointer user)
-{
-    BeSeek *seek = g_new(BeSeek, 1);
-    gboolean known;
-
-    *seek = (BeSeek){.offset = offset, .data = data, .done = done, .user = user, .errnum = 0};
-    g_mutex_lock(&stream->lock);
-    known = seek_try_locked(stream, seek);
-    if (!known && !be_stream_want_locked(stream, TRUE)) {
-        seek->errnum = EIO;
-        known = TRUE;
-    }
-    if (!known) {
-        g_queue_push_tail(&stream->seeks, seek);
-        if (stream->state == BE_STREAM_OPEN && stream->map_state == BE_MAP_FAILED) {
-            map_start_locked(stream);
-        }
-    } else {
-        g_queue_push_tail(&stream->seeks_ended, seek);
-        if (stream->attached) {
-            be_clock_kick(0);
-        } else {
-            task_start_locked(stream, seeks_task);
-        }
-    }
-    g_mutex_unlock(&stream->lock);
 }
 
 /* ---- Clock ---- */
@@ -562,7 +384,7 @@ gint64 be_stream_tick(BeStream *stream, gint64 now_us)
     if (chunk) {
         next_us = MIN(next_us, chunk->due_us);
     }
-    deliver_all_and_unlock(stream, &reads, &seeks);
+    be_stream_deliver_all_and_unlock(stream, &reads, &seeks);
     return next_us;
 }
 
@@ -599,11 +421,14 @@ void be_stream_close(BeStream *stream)
     be_stream_fail(stream, "closed");
     g_mutex_lock(&stream->lock);
     if (stream->closing) {
+        while (!stream->closed) {
+            g_cond_wait(&stream->quiet, &stream->lock);
+        }
         g_mutex_unlock(&stream->lock);
         return;
     }
     stream->closing = TRUE;
-    deliver_all_and_unlock(stream, &stream->reads_ended, &stream->seeks_ended);
+    be_stream_deliver_all_and_unlock(stream, &stream->reads_ended, &stream->seeks_ended);
     g_mutex_lock(&stream->lock);
     wait_quiet_locked(stream);
     source = g_steal_pointer(&stream->source);
@@ -618,6 +443,8 @@ void be_stream_close(BeStream *stream)
     }
     g_mutex_lock(&stream->lock);
     stream->attached = FALSE;
+    stream->closed = TRUE;
+    g_cond_broadcast(&stream->quiet);
     /* A seek may have come in when the clock was just leaving. */
-    deliver_all_and_unlock(stream, &stream->reads_ended, &stream->seeks_ended);
+    be_stream_deliver_all_and_unlock(stream, &stream->reads_ended, &stream->seeks_ended);
 }

@@ -121,8 +121,8 @@ void be_stream_fail(BeStream *stream, const char *reason);
 /**
  * be_stream_close: the same, then waits for every callback, joins the threads
  * and closes the connections.  Blocks, briefly; on a worker, not in a callback.
- * To be called once.  A stream whose last reference goes without it is closed
- * on a worker.
+ * Called again, it waits for the first.  A stream whose last reference goes
+ * without it is closed on a worker.
  */
 void be_stream_close(BeStream *stream);
 

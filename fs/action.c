@@ -68,7 +68,12 @@ static void action_unref(gpointer data)
 {
     FsAction *action = data;
 
-    if (g_atomic_ref_count_dec(&action->refs)) {
+    if (!g_atomic_ref_count_dec(&action->refs)) {
+        return;
+    }
+    if (g_atomic_int_get(&action->fs->timer_over)) {
+        action_free(action);
+    } else {
         g_source_unref(fs_timer_add(action->fs, 0, action_free, action, NULL));
     }
 }
@@ -141,43 +146,59 @@ static gboolean undo_took_too_long(gpointer data)
     return G_SOURCE_REMOVE;
 }
 
+/*
+ * The job as long as it is not over, and with it a reference of the action: the
+ * end of the job, which may come at any moment, gives another one back.
+ */
+static BeJob *running_job(FsAction *action)
+{
+    BeJob *job = NULL;
+
+    g_mutex_lock(&action->lock);
+    if (action->job && !action->over) {
+        job = be_job_ref(action->job);
+        action_ref(action);
+    }
+    g_mutex_unlock(&action->lock);
+    return job;
+}
+
 /* A signal that ends the caller; on the timer thread. */
 static void action_cancelled(FsReq *req G_GNUC_UNUSED, gpointer data)
 {
     FsAction *action = data;
     g_autoptr(BeJob) job = NULL;
-    gboolean stops;
 
     g_mutex_lock(&action->lock);
     action->cancel_wanted = TRUE;
-    job = action->job && !action->over ? be_job_ref(action->job) : NULL;
     g_mutex_unlock(&action->lock);
+    job = running_job(action);
     if (!job) {
         return;
     }
-    stops = be_job_cancel(job);
-    if (stops) {
+    if (be_job_cancel(job)) {
         g_source_unref(fs_timer_add(action->fs, UNDO_WAIT_MS, undo_took_too_long,
                                     action_ref(action), action_unref));
     } else {
         undo_took_too_long(action);
     }
+    action_unref(action);
 }
 
 static gboolean deadline_passed(gpointer data)
 {
     FsAction *action = data;
-    g_autoptr(BeJob) job = NULL;
+    g_autoptr(BeJob) job = running_job(action);
 
-    g_mutex_lock(&action->lock);
-    job = action->job && !action->over ? be_job_ref(action->job) : NULL;
-    g_mutex_unlock(&action->lock);
     if (job && action->late_errno) {
         be_job_cancel(job);
         fs_failures_add(action->fs->failures, action->item, &action->caller, action->operation,
                         action->late_errno, "no answer within the deadline");
     }
     answer_errno(action, action->late_errno, "no answer within the deadline");
+    if (job) {
+        action_unref(action);
+    }
     return G_SOURCE_REMOVE;
 }
 

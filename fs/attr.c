@@ -35,12 +35,15 @@ void fs_attr_set_size(struct stat *attr, guint64 size)
 static void fill_size(Fs *fs, const FsNode *node, struct stat *attr)
 {
     g_autofree char *target = NULL;
+    BeStream *stream;
 
     switch (node->def->kind) {
     case FS_KIND_STREAM:
-        attr->st_size = (off_t)node->item->size;
-        attr->st_blocks =
-            (blkcnt_t)((be_stream_allocated(node->def->stream(node->item)) + 511) / 512);
+        stream = node->def->stream(node->item);
+        if (stream) {
+            attr->st_size = (off_t)be_stream_size(stream);
+            attr->st_blocks = (blkcnt_t)((be_stream_allocated(stream) + 511) / 512);
+        }
         break;
     case FS_KIND_LINK:
         target = node->def->target(fs, node->item);
@@ -90,7 +93,8 @@ double fs_attr_timeout(const FsNode *node)
     case FS_KIND_DIR:
         return STATIC_SECONDS;
     case FS_KIND_STREAM:
-        return STREAM_SECONDS;
+        /* Not prepared: the kernel has to come back for the size. */
+        return node->def->stream(node->item) ? STREAM_SECONDS : 0;
     case FS_KIND_ATTR:
     case FS_KIND_CONTROL:
     case FS_KIND_FEED:

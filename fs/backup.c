@@ -198,21 +198,53 @@ const FsVerb fs_backup_verbs[] = {
 
 /* ---- Its disks ------------------------------------------------------------ */
 
-FsListing *fs_backup_disks_list(Fs *fs G_GNUC_UNUSED, FsItem *item)
+/* One file for each disk; @suffix tells the views of a disk apart. */
+static FsListing *list_disks(FsItem *item, const char *suffix)
 {
     const BeBackup *backup = item->data;
     FsListing *listing = fs_listing_new();
 
     for (guint i = 0; i < backup->disks->len; i++) {
         BeDisk *disk = g_ptr_array_index(backup->disks, i);
-        g_autofree char *id = g_strdup_printf("%s/%s", item->id, disk->target);
+        g_autofree char *id = g_strdup_printf("%s/%s%s", item->id, disk->target, suffix);
         g_autofree char *name = fs_name_encode(disk->target, id);
-        FsItem *child = fs_item_new(item, id, g_strconcat(name, ".raw", NULL), disk, NULL);
 
-        child->size = disk->size;
-        fs_listing_add(listing, child);
+        fs_listing_add(listing,
+                       fs_item_new(item, id, g_strconcat(name, suffix, NULL), disk, NULL));
     }
     return listing;
+}
+
+FsListing *fs_backup_disks_list(Fs *fs G_GNUC_UNUSED, FsItem *item)
+{
+    return list_disks(item, ".raw");
+}
+
+FsListing *fs_backup_full_list(Fs *fs G_GNUC_UNUSED, FsItem *item)
+{
+    return list_disks(item, ".qcow2");
+}
+
+BeStream *fs_backup_full_stream(FsItem *item)
+{
+    return be_disk_full(item->data);
+}
+
+void fs_backup_full_prepare(FsItem *item, BeDone done, gpointer user)
+{
+    be_disk_full_prepare(item->data, done, user);
+}
+
+FsListing *fs_backup_maps_list(Fs *fs G_GNUC_UNUSED, FsItem *item)
+{
+    return list_disks(item, ".json");
+}
+
+void fs_backup_fetch_map(Fs *fs G_GNUC_UNUSED, FsItem *item, BeTextDone done, gpointer user)
+{
+    const BeDisk *disk = item->data;
+
+    be_stream_map_fetch(disk->stream, done, user);
 }
 
 BeStream *fs_backup_disk_stream(FsItem *item)

@@ -22,6 +22,11 @@ void fs_backup_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
 FsListing *fs_backup_disks_list(Fs *fs, FsItem *item);
 BeStream *fs_backup_disk_stream(FsItem *item);
 void fs_backup_disk_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
+FsListing *fs_backup_full_list(Fs *fs, FsItem *item);
+BeStream *fs_backup_full_stream(FsItem *item);
+void fs_backup_full_prepare(FsItem *item, BeDone done, gpointer user);
+FsListing *fs_backup_maps_list(Fs *fs, FsItem *item);
+void fs_backup_fetch_map(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
 
 /**
  * fs_backup_run_begin: the domain's verb `backup`.

@@ -30,6 +30,7 @@ typedef enum {
 typedef enum {
     FS_HIDDEN = 1 << 0,        /* opens by name, readdir does not list it */
     FS_LIVE = 1 << 1,          /* wants an inventory younger than 0.5 s */
+    FS_SLOW = 1 << 2,          /* the host may need some seconds for its text */
 } FsFlags;
 
 /**
@@ -99,8 +100,10 @@ struct FsDef {
     /* CONTROL */
     const FsVerb *verbs;
 
-    /* STREAM: a borrowed reference, valid as long as the item */
+    /* STREAM: a borrowed reference, valid as long as the item; NULL: not prepared */
     BeStream *(*stream)(FsItem *item);
+    /* STREAM whose size is not known beforehand: has the host find it out */
+    void (*prepare)(FsItem *item, BeDone done, gpointer user);
 
     /* LINK: the text, to be freed, or NULL: there is no such link now */
     char *(*target)(Fs *fs, FsItem *item);
@@ -115,15 +118,16 @@ struct FsDef {
 extern const FsDef fs_tree_root;
 
 /**
- * fs_tree_check: holds the table against its own rules: names unique and
- * valid, callbacks that fit the kind, modes that fit the callbacks.
+ * fs_tree_check: holds a table against its own rules: names unique and valid,
+ * callbacks that fit the kind, modes that fit the callbacks.
+ * @root: &fs_tree_root
  * Returns: FALSE with the path of the first row that breaks one.
  */
-gboolean fs_tree_check(GError **error);
+gboolean fs_tree_check(const FsDef *root, GError **error);
 
 /**
  * fs_tree_walk: calls @visit for each row with its path as the man page spells
  * it, parents first.
  */
 typedef void (*FsTreeVisit)(const FsDef *def, const char *path, gpointer user);
-void fs_tree_walk(FsTreeVisit visit, gpointer user);
+void fs_tree_walk(const FsDef *root, FsTreeVisit visit, gpointer user);

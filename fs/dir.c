@@ -90,9 +90,7 @@ void fs_dir_lookup(FsReq *req)
     if (def) {
         fs_req_entry(req, fs_node_lookup(req->fs->nodes, req->node, def, item));
     } else if (wants_another_look(req)) {
-        if (!req->cancel) {
-            fs_req_on_cancel(req, lookup_cancelled, NULL);
-        }
+        fs_req_on_cancel(req, lookup_cancelled, NULL);
         be_refresh(req->fs->be, lookup_again, req);
         return;
     } else {
@@ -455,7 +453,8 @@ void fs_dir_refuse_removal(FsReq *req)
     } else {
         fs_guard_removal_refused(req->fs->guard, item);
         fs_req_fail(req, req->fs->read_only ? EROFS : EPERM,
-                    "cannot be removed: it belongs to the tree; rmdir of the object itself ends it");
+                    "cannot be removed: it belongs to the tree; rmdir of the object itself "
+                    "ends it");
     }
     fs_req_unref(req);
 }

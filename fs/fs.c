@@ -43,6 +43,16 @@ static gpointer timer_main(gpointer data)
     return NULL;
 }
 
+/*
+ * From within the loop: g_main_loop_quit() before g_main_loop_run() is lost, and
+ * a mount may end before its timer thread has begun.
+ */
+static gboolean timer_quit(gpointer data)
+{
+    g_main_loop_quit(data);
+    return G_SOURCE_REMOVE;
+}
+
 /* ---- Events of the backend -------------------------------------------------- */
 
 static void observe(const BeEvent *event, gpointer user)
@@ -88,7 +98,7 @@ Fs *fs_new(const FsConfig *config, Be *be, GError **error)
 {
     Fs *fs;
 
-    if (!fs_tree_check(error)) {
+    if (!fs_tree_check(&fs_tree_root, error)) {
         return NULL;
     }
     fs = g_new0(Fs, 1);
@@ -297,9 +307,10 @@ void fs_free(Fs *fs)
         return;
     }
     if (fs->timer_thread) {
-        g_main_loop_quit(fs->timer_loop);
+        g_source_unref(fs_timer_add(fs, 0, timer_quit, fs->timer_loop, NULL));
         g_thread_join(fs->timer_thread);
     }
+    g_atomic_int_set(&fs->timer_over, 1);
     while (g_main_context_iteration(fs->timer_context, FALSE)) {
         continue;
     }
@@ -353,5 +364,5 @@ static void dump_row(const FsDef *def, const char *path, gpointer user)
 
 void fs_dump_tree(FILE *out)
 {
-    fs_tree_walk(dump_row, out);
+    fs_tree_walk(&fs_tree_root, dump_row, out);
 }

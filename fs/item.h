@@ -20,7 +20,6 @@ struct FsItem {
     char *file_name;           /* as the directory shows it */
     gint64 time_us;            /* the point in time; mtime and ctime */
     uid_t owner;               /* (uid_t)-1: the mount's */
-    guint64 size;              /* of a data file */
     gpointer data;             /* BeDomain, BeBackup, BeDisk... */
     GDestroyNotify free_data;
 };

@@ -90,7 +90,8 @@ static void op_forget_multi(fuse_req_t fuse, size_t count, struct fuse_forget_da
     fuse_reply_none(fuse);
 }
 
-static void op_mkdir(fuse_req_t fuse, fuse_ino_t parent, const char *name, mode_t mode G_GNUC_UNUSED)
+static void op_mkdir(fuse_req_t fuse, fuse_ino_t parent, const char *name,
+                     mode_t mode G_GNUC_UNUSED)
 {
     FsReq *req = fs_req_new(fs_of(fuse), fuse, "mkdir", parent, name, NULL);
 
@@ -201,21 +202,28 @@ static void getattr_live(FsReq *req)
     fs_text_get(req, FS_TEXT_STAT, getattr_text);
 }
 
+static void getattr_known(FsReq *req)
+{
+    double timeout = fs_attr_timeout(req->node);
+    struct stat attr;
+
+    fs_attr_fill(req->fs, req->node, &attr);
+    fs_req_attr(req, &attr, timeout);
+    fs_req_unref(req);
+}
+
 static void op_getattr(fuse_req_t fuse, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     FsReq *req = fs_req_new(fs_of(fuse), fuse, "getattr", ino, NULL, fi);
-    struct stat attr;
 
     if (!req) {
         return;
     }
     if (req->node->def->kind == FS_KIND_ATTR) {
         when_live(req, getattr_live);
-        return;
+    } else {
+        fs_stream_prepare(req, getattr_known);
     }
-    fs_attr_fill(req->fs, req->node, &attr);
-    fs_req_attr(req, &attr, fs_attr_timeout(req->node));
-    fs_req_unref(req);
 }
 
 /*

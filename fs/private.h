@@ -47,6 +47,7 @@ struct Fs {
     GMainContext *timer_context;
     GMainLoop *timer_loop;
     GThread *timer_thread;
+    gint timer_over;           /* atomic: the thread has ended, nothing is scheduled any more */
 
     GMutex domains_lock;
     FsListing *domains;        /* guarded by domains_lock; of domains_generation */

@@ -242,8 +242,9 @@ void fs_req_entry(FsReq *req, FsNode *child)
     if (fuse) {
         answered(req, 0);
         entry.ino = child->number;
-        fs_attr_fill(req->fs, child, &entry.attr);
+        /* First how long it holds: a size may become known in between. */
         entry.attr_timeout = fs_attr_timeout(child);
+        fs_attr_fill(req->fs, child, &entry.attr);
         entry.entry_timeout = fs_entry_timeout(child);
         result = fuse_reply_entry(fuse, &entry);
     }

@@ -12,6 +12,10 @@
 
 #include "fs/file.h"
 
+/* As long as a text is waited for. */
+#define WAIT_MS 1000
+#define WAIT_SLOW_MS 5000
+
 /*
  * Programs that read a file once, from start to end, in large pieces: past the
  * page cache they are a fifth faster (contrib/bench/RESULTS.md).  A hint that
@@ -28,7 +32,77 @@ static gboolean caller_streams(const FsReq *req)
            && g_strv_contains(streaming_programs, g_strchomp(name));
 }
 
-void fs_stream_open(FsReq *req)
+/* ---- Streams whose size is to be found out --------------------------------- */
+
+/* Somebody waits for it; a counted box, shared with the deadline. */
+typedef struct {
+    FsReq *req;                /* a reference */
+    void (*resume)(FsReq *req);
+    GSource *deadline;
+} Preparation;
+
+static void preparation_free(gpointer data)
+{
+    Preparation *preparation = data;
+
+    fs_req_unref(preparation->req);
+}
+
+static void preparation_release(gpointer preparation)
+{
+    g_atomic_rc_box_release_full(preparation, preparation_free);
+}
+
+static void prepared(const GError *error, gpointer user)
+{
+    Preparation *preparation = user;
+
+    g_source_destroy(preparation->deadline);
+    g_source_unref(preparation->deadline);
+    if (error) {
+        fs_req_fail(preparation->req, fs_error_errno(error), "%s", error->message);
+    } else {
+        preparation->resume(fs_req_ref(preparation->req));
+    }
+    preparation_release(preparation);
+}
+
+/* The deadline, on the timer thread. */
+static gboolean give_up(gpointer data)
+{
+    const Preparation *preparation = data;
+
+    fs_req_error(preparation->req, ETIMEDOUT);
+    return G_SOURCE_REMOVE;
+}
+
+static void prepare_cancelled(FsReq *req, gpointer data G_GNUC_UNUSED)
+{
+    fs_req_error(req, EINTR);
+}
+
+void fs_stream_prepare(FsReq *req, void (*resume)(FsReq *req))
+{
+    const FsDef *def = req->node->def;
+    Preparation *preparation;
+
+    if (!def->prepare || def->stream(req->node->item)) {
+        resume(req);
+        return;
+    }
+    fs_req_on_cancel(req, prepare_cancelled, NULL);
+    preparation = g_atomic_rc_box_new0(Preparation);
+    preparation->req = req;
+    preparation->resume = resume;
+    preparation->deadline =
+        fs_timer_add(req->fs, def->flags & FS_SLOW ? WAIT_SLOW_MS : WAIT_MS, give_up,
+                     g_atomic_rc_box_acquire(preparation), preparation_release);
+    def->prepare(req->node->item, prepared, preparation);
+}
+
+/* ---- Open, read, seek ------------------------------------------------------- */
+
+static void open_prepared(FsReq *req)
 {
     FsFile *file = fs_file_new(req->fs, req->node, req->caller.pid);
 
@@ -41,6 +115,11 @@ void fs_stream_open(FsReq *req)
     req->fi.direct_io = (req->fi.flags & O_DIRECT) || caller_streams(req);
     fs_req_open(req, file);
     fs_req_unref(req);
+}
+
+void fs_stream_open(FsReq *req)
+{
+    fs_stream_prepare(req, open_prepared);
 }
 
 static void read_done(const struct iovec *iov, int count, int errnum, gpointer user)

@@ -15,11 +15,11 @@
 #define KEPT_US (G_USEC_PER_SEC / 2)
 
 /* No listed file blocks: a hanging host is waited for as long as this. */
-static const guint wait_ms[] = {[FS_TEXT_STAT] = 1000, [FS_TEXT_OPEN] = 5000};
+#define WAIT_MS 1000
+#define WAIT_SLOW_MS 5000
 
 typedef struct {
     FsReq *req;
-    FsTextUse use;
     FsTextDone done;
 } Waiter;
 
@@ -28,8 +28,8 @@ typedef struct {
     Fs *fs;
     FsNode *node;
     GArray *waiters;           /* guarded by the text's lock */
-    guint waited_ms;           /* guarded by the text's lock; the last deadline that passed */
-    GSource *deadlines[G_N_ELEMENTS(wait_ms)];
+    gboolean hangs;            /* guarded by the text's lock; nobody waits for it any more */
+    GSource *deadline;
 } Fetch;
 
 struct FsText {
@@ -136,6 +136,14 @@ static void tell_stale(GArray *waiters, GBytes *bytes)
     tell(waiters, bytes, bytes ? NULL : error);
 }
 
+static GArray *steal_waiters_locked(Fetch *fetch)
+{
+    GArray *waiters = fetch->waiters;
+
+    fetch->waiters = g_array_new(FALSE, FALSE, sizeof(Waiter));
+    return waiters;
+}
+
 static void fetched(const char *string, const GError *error, gpointer user)
 {
     Fetch *fetch = user;
@@ -150,39 +158,29 @@ static void fetched(const char *string, const GError *error, gpointer user)
     text->error = error ? g_error_copy(error) : NULL;
     text->made_us = g_get_monotonic_time();
     text->fetch = NULL;
-    waiters = g_steal_pointer(&fetch->waiters);
-    fetch->waiters = g_array_new(FALSE, FALSE, sizeof(Waiter));
+    waiters = steal_waiters_locked(fetch);
     g_mutex_unlock(&text->lock);
 
-    for (guint i = 0; i < G_N_ELEMENTS(wait_ms); i++) {
-        g_source_destroy(fetch->deadlines[i]);
-        g_source_unref(fetch->deadlines[i]);
-    }
+    g_source_destroy(fetch->deadline);
+    g_source_unref(fetch->deadline);
     tell(waiters, bytes, error);
     fetch_release(fetch);
 }
 
-/* On the timer thread: those who do not wait longer are told what there is. */
+/* The deadline, on the timer thread: who waits is told what there is. */
 static gboolean give_up(gpointer data)
 {
     Fetch *fetch = data;
     FsText *text = fetch->node->text;
-    g_autoptr(GArray) late = g_array_new(FALSE, FALSE, sizeof(Waiter));
+    g_autoptr(GArray) waiters = NULL;
     g_autoptr(GBytes) bytes = NULL;
 
     g_mutex_lock(&text->lock);
-    fetch->waited_ms = fetch->waited_ms ? wait_ms[FS_TEXT_OPEN] : wait_ms[FS_TEXT_STAT];
-    for (guint i = fetch->waiters->len; i > 0; i--) {
-        Waiter waiter = g_array_index(fetch->waiters, Waiter, i - 1);
-
-        if (wait_ms[waiter.use] <= fetch->waited_ms) {
-            g_array_append_val(late, waiter);
-            g_array_remove_index_fast(fetch->waiters, i - 1);
-        }
-    }
+    fetch->hangs = TRUE;
+    waiters = steal_waiters_locked(fetch);
     bytes = text->bytes ? g_bytes_ref(text->bytes) : NULL;
     g_mutex_unlock(&text->lock);
-    tell_stale(late, bytes);
+    tell_stale(waiters, bytes);
     return G_SOURCE_REMOVE;
 }
 
@@ -199,11 +197,11 @@ static Fetch *fetch_new(Fs *fs, FsNode *node)
 
 static void fetch_start(Fetch *fetch)
 {
-    for (guint i = 0; i < G_N_ELEMENTS(wait_ms); i++) {
-        fetch->deadlines[i] = fs_timer_add(fetch->fs, wait_ms[i], give_up,
-                                           g_atomic_rc_box_acquire(fetch), fetch_release);
-    }
-    fetch->node->def->fetch(fetch->fs, fetch->node->item, fetched, fetch);
+    const FsDef *def = fetch->node->def;
+
+    fetch->deadline = fs_timer_add(fetch->fs, def->flags & FS_SLOW ? WAIT_SLOW_MS : WAIT_MS,
+                                   give_up, g_atomic_rc_box_acquire(fetch), fetch_release);
+    def->fetch(fetch->fs, fetch->node->item, fetched, fetch);
 }
 
 static void fetch_cancelled(FsReq *req, gpointer data G_GNUC_UNUSED)
@@ -212,12 +210,12 @@ static void fetch_cancelled(FsReq *req, gpointer data G_GNUC_UNUSED)
 }
 
 /* Joins a fetch, or starts one; does neither behind one that hangs. */
-static void wait_for_fetch(FsReq *req, FsTextUse use, FsTextDone done)
+static void wait_for_fetch(FsReq *req, FsTextDone done)
 {
     FsText *text = req->node->text;
     g_autoptr(GArray) late = g_array_new(FALSE, FALSE, sizeof(Waiter));
     g_autoptr(GBytes) bytes = NULL;
-    Waiter waiter = {.req = req, .use = use, .done = done};
+    Waiter waiter = {.req = req, .done = done};
     Fetch *fresh = fetch_new(req->fs, fs_node_ref(req->fs->nodes, req->node));
     gboolean first;
 
@@ -227,7 +225,7 @@ static void wait_for_fetch(FsReq *req, FsTextUse use, FsTextDone done)
     if (first) {
         text->fetch = fresh;
     }
-    if (text->fetch->waited_ms >= wait_ms[use]) {
+    if (text->fetch->hangs) {
         bytes = text->bytes ? g_bytes_ref(text->bytes) : NULL;
         g_array_append_val(late, waiter);
     } else {
@@ -261,6 +259,6 @@ void fs_text_get(FsReq *req, FsTextUse use, FsTextDone done)
     if (bytes || error) {
         done(req, bytes, error);
     } else {
-        wait_for_fetch(req, use, done);
+        wait_for_fetch(req, done);
     }
 }

@@ -22,16 +22,17 @@ typedef void (*FsTextDone)(FsReq *req, GBytes *bytes, const GError *error);
  * FsTextUse: what a text is wanted for.
  */
 typedef enum {
-    FS_TEXT_STAT,              /* its size; waits at most 1 s */
-    FS_TEXT_OPEN,              /* itself; waits at most 5 s */
+    FS_TEXT_STAT,              /* its size */
+    FS_TEXT_OPEN,              /* itself */
 } FsTextUse;
 
 /**
  * fs_text_get: makes the text of the request's node and calls @done, before it
  * returns where the row has `show`, later on a backend thread where it has
  * `fetch`.  A fetched text is kept for 0.5 s, and requests that come while it
- * is fetched share it.  When the host does not answer in time, @done gets the
- * last text there was, on the timer thread; ETIMEDOUT when there was none.
+ * is fetched share it.  When the host does not answer within 1 s (FS_SLOW: 5 s),
+ * @done gets the last text there was, on the timer thread; ETIMEDOUT when there
+ * was none.
  * @req: (transfer full)
  *
  * For 0.5 s after an open the size is that of the text that was opened, so that

@@ -8,6 +8,8 @@
  *       backups/ latest
  *         <name>/  created state consistency backup.xml domain.xml control error job
  *           disks/ <target>.raw
+ *           full/  <target>.qcow2
+ *           maps/  <target>.json
  *
  * A new file is one row here and one small function; vmsnapfs(5) has a line
  * for each, and a test holds the two together.  Constant; any thread.
@@ -30,6 +32,13 @@
 static const FsDef disk_row = DATA_ROW("<target>.raw", .stream = fs_backup_disk_stream,
                                        .xattrs = fs_backup_disk_xattrs);
 
+static const FsDef full_row =
+    DATA_ROW("<target>.qcow2", .stream = fs_backup_full_stream, .prepare = fs_backup_full_prepare,
+             .xattrs = fs_backup_disk_xattrs, .flags = FS_SLOW);
+
+static const FsDef map_row =
+    TEXT_ROW("<target>.json", .fetch = fs_backup_fetch_map, .flags = FS_SLOW);
+
 static const FsDef backup_rows[] = {
     TEXT_ROW("created", .show = fs_backup_show_created),
     TEXT_ROW("state", .show = fs_backup_show_state),
@@ -40,6 +49,9 @@ static const FsDef backup_rows[] = {
     TEXT_ROW("error", .show = fs_item_show_failures),
     TEXT_ROW("job", .show = fs_backup_show_job),
     DIR_ROW("disks", .list = fs_backup_disks_list, .child = &disk_row),
+    /* Their sizes want the map, for which qemu-nbd may have to start: not for walkers. */
+    DIR_ROW("full", .list = fs_backup_full_list, .child = &full_row, .flags = FS_HIDDEN),
+    DIR_ROW("maps", .list = fs_backup_maps_list, .child = &map_row, .flags = FS_HIDDEN),
     END_ROW,
 };
 
@@ -69,8 +81,8 @@ static const FsDef domain_row = DIR_ROW("<vm>", .rows = domain_rows, .xattrs = f
 static const FsDef self_rows[] = {
     TEXT_ROW("uri", .show = fs_self_show_uri),
     TEXT_ROW("version", .show = fs_self_show_version),
-    TEXT_ROW("capabilities", .fetch = fs_self_fetch_capabilities),
-    TEXT_ROW("stats", .show = fs_self_show_stats),
+    TEXT_ROW("capabilities", .fetch = fs_self_fetch_capabilities, .flags = FS_SLOW),
+    TEXT_ROW("stats", .show = fs_self_show_stats, .flags = FS_LIVE),
     TEXT_ROW("events", .show = fs_self_show_events),
     {.name = "events.follow", .kind = FS_KIND_FEED, .mode = 0640, .flags = FS_HIDDEN},
     END_ROW,
@@ -90,6 +102,9 @@ static gboolean kind_fits(const FsDef *def)
 {
     gboolean listed = (def->list != NULL) == (def->child != NULL);
 
+    if (def->prepare && def->kind != FS_KIND_STREAM) {
+        return FALSE;
+    }
     switch (def->kind) {
     case FS_KIND_DIR:
         return listed && (def->rows || def->list) && (!def->make || def->child)
@@ -141,7 +156,8 @@ static gboolean rows_unique(const FsDef *rows)
     g_autoptr(GHashTable) names = g_hash_table_new(g_str_hash, g_str_equal);
 
     for (; rows && rows->name; rows++) {
-        if (!g_hash_table_add(names, (gpointer)rows->name) || strchr(rows->name, '/')) {
+        if (!g_hash_table_add(names, (gpointer)rows->name) || strchr(rows->name, '/')
+            || !*rows->name || g_str_equal(rows->name, ".") || g_str_equal(rows->name, "..")) {
             return FALSE;
         }
     }
@@ -159,11 +175,11 @@ static void check_row(const FsDef *def, const char *path, gpointer user)
     }
 }
 
-gboolean fs_tree_check(GError **error)
+gboolean fs_tree_check(const FsDef *root, GError **error)
 {
     g_autofree char *broken = NULL;
 
-    fs_tree_walk(check_row, &broken);
+    fs_tree_walk(root, check_row, &broken);
     if (broken) {
         g_set_error(error, BE_ERROR, EINVAL, "the row '%s' breaks a rule of the table", broken);
     }
@@ -185,7 +201,7 @@ static void walk(const FsDef *def, const char *path, FsTreeVisit visit, gpointer
     }
 }
 
-void fs_tree_walk(FsTreeVisit visit, gpointer user)
+void fs_tree_walk(const FsDef *root, FsTreeVisit visit, gpointer user)
 {
-    walk(&fs_tree_root, "", visit, user);
+    walk(root, "", visit, user);
 }

@@ -1,0 +1,434 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * view-qcow2.c - the source of the qcow2 view of a disk; see view-qcow2.h.
+ *
+ * A request is split into pieces: data goes to the source of the disk, straight
+ * into the buffer of the request; metadata is computed by a worker.  What ends
+ * last ends the request.  While one is under way the disk's stream is busy, so
+ * its source stays.
+ *
+ * Order of locks: the view's stream > the disk's stream > its source.
+ */
+#include "backend/view-qcow2.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "backend/error.h"
+#include "backend/view-map.h"
+#include "backend/qcow2-layout.h"
+#include "backend/stream-priv.h"
+
+#define WORKERS 2
+
+typedef struct {
+    BeStream *disk;            /* a reference */
+    BeQcow2Layout *layout;
+
+    GMutex lock;
+    GCond quiet;               /* requests became 0 */
+    guint requests;            /* guarded by lock; those under way */
+} Qcow2Source;
+
+/* One request of the view's stream. */
+typedef struct {
+    Qcow2Source *source;
+    BeTransfer *transfer;
+    gint pieces;               /* atomic: data at the disk's source, and one for us */
+    gint errnum;               /* atomic: of the piece that failed last */
+} Request;
+
+/* A part of it that the disk's source reads. */
+typedef struct {
+    BeTransfer transfer;       /* first: the source knows only this */
+    Request *request;
+} DataPiece;
+
+struct BeView {
+    GMutex lock;
+    BeStream *stream;          /* guarded by lock; constant once it is there */
+    gboolean closed;           /* guarded by lock */
+};
+
+/* ---- Requests ---- */
+
+static void request_piece_done(Request *request, int errnum)
+{
+    Qcow2Source *source = request->source;
+    BeStream *disk = source->disk;
+
+    if (errnum) {
+        g_atomic_int_set(&request->errnum, errnum);
+    }
+    if (!g_atomic_int_dec_and_test(&request->pieces)) {
+        return;
+    }
+    request->transfer->done(request->transfer, g_atomic_int_get(&request->errnum));
+    g_mutex_lock(&disk->lock);
+    be_stream_busy_end_locked(disk);
+    g_mutex_unlock(&disk->lock);
+    g_mutex_lock(&source->lock);
+    source->requests--;
+    if (source->requests == 0) {
+        g_cond_broadcast(&source->quiet);
+    }
+    g_mutex_unlock(&source->lock);
+    g_free(request);
+}
+
+static void data_done(BeTransfer *transfer, int errnum)
+{
+    DataPiece *piece = (DataPiece *)transfer;
+    Request *request = piece->request;
+
+    g_free(piece);
+    request_piece_done(request, errnum);
+}
+
+/* The metadata and padding of a request, on a worker. */
+static void request_compute(gpointer data, gpointer user G_GNUC_UNUSED)
+{
+    Request *request = data;
+    const BeTransfer *transfer = request->transfer;
+    const BeQcow2Layout *layout = request->source->layout;
+    guint64 end = transfer->offset + transfer->length;
+    BeQcow2Piece piece;
+
+    for (guint64 at = transfer->offset;
+         at < end && be_qcow2_layout_find(layout, at, &piece); at += piece.length) {
+        guint8 *buffer = (guint8 *)transfer->buffer + (at - transfer->offset);
+        gsize length = MIN(piece.length, end - at);
+
+        switch (piece.kind) {
+        case BE_QCOW2_METADATA:
+            be_qcow2_layout_fill(layout, at, length, buffer);
+            break;
+        case BE_QCOW2_PADDING:
+            memset(buffer, 0, length);
+            break;
+        case BE_QCOW2_DATA:
+            break;
+        }
+    }
+    request_piece_done(request, 0);
+}
+
+static void request_push(Request *request)
+{
+    static gsize once;
+    static GThreadPool *pool;
+
+    if (g_once_init_enter(&once)) {
+        pool = g_thread_pool_new(request_compute, NULL, WORKERS, FALSE, NULL);
+        g_once_init_leave(&once, 1);
+    }
+    g_thread_pool_push(pool, request, NULL);
+}
+
+/* Gives @length bytes of data to the disk's source, within its limits. */
+static void submit_data_locked(Request *request, guint64 disk_offset, guint64 length,
+                               guint8 *buffer)
+{
+    BeStream *disk = request->source->disk;
+
+    while (length > 0) {
+        guint32 part = (guint32)MIN(length, disk->limits.request_max);
+        DataPiece *piece = g_new0(DataPiece, 1);
+
+        piece->request = request;
+        piece->transfer.buffer = buffer;
+        piece->transfer.offset = disk_offset;
+        piece->transfer.length = part;
+        piece->transfer.done = data_done;
+        g_atomic_int_inc(&request->pieces);
+        disk->ops->pread(disk->source, &piece->transfer);
+        disk_offset += part;
+        buffer += part;
+        length -= part;
+    }
+}
+
+/* Returns: whether something is left to be computed. */
+static gboolean submit_locked(Request *request)
+{
+    const BeTransfer *transfer = request->transfer;
+    guint64 start = transfer->offset;
+    guint64 end = start + transfer->length;
+    guint8 *buffer = transfer->buffer;
+    gboolean compute = FALSE;
+    BeQcow2Piece piece;
+
+    for (guint64 at = start;
+         at < end && be_qcow2_layout_find(request->source->layout, at, &piece);
+         at += piece.length) {
+        if (piece.kind == BE_QCOW2_DATA) {
+            submit_data_locked(request, piece.disk_offset, MIN(piece.length, end - at),
+                               buffer + (at - start));
+        } else {
+            compute = TRUE;
+        }
+    }
+    return compute;
+}
+
+/* ---- Source ---- */
+
+/* The map was read from the disk, so it is open, or it failed. */
+static gboolean source_open(gpointer data, gint64 timeout_us G_GNUC_UNUSED,
+                            BeSourceLimits *ret_limits, GError **error)
+{
+    const Qcow2Source *source = data;
+    BeStream *disk = source->disk;
+    gboolean usable;
+
+    g_mutex_lock(&disk->lock);
+    usable = disk->state == BE_STREAM_OPEN || disk->size == 0;
+    *ret_limits = disk->limits;
+    g_mutex_unlock(&disk->lock);
+    if (disk->size == 0) {
+        *ret_limits = (BeSourceLimits){.block_min = 1, .request_max = BE_CHUNK_SIZE};
+    }
+    if (!usable) {
+        g_set_error(error, BE_ERROR, EIO, "the disk cannot be read any more");
+    }
+    return usable;
+}
+
+/*
+ * The piece of the request that is ours keeps it alive in here.  It is given to
+ * a worker when it is the only one too: done() must not be called in here.
+ */
+static void source_pread(gpointer data, BeTransfer *transfer)
+{
+    Qcow2Source *source = data;
+    BeStream *disk = source->disk;
+    Request *request = g_new0(Request, 1);
+    gboolean compute = TRUE;
+
+    *request = (Request){.source = source, .transfer = transfer, .pieces = 1};
+    g_mutex_lock(&source->lock);
+    source->requests++;
+    g_mutex_unlock(&source->lock);
+    g_mutex_lock(&disk->lock);
+    disk->busy++;
+    if (disk->state == BE_STREAM_OPEN) {
+        compute = submit_locked(request);
+    } else if (disk->size > 0) {
+        request->errnum = EIO;
+    }
+    /* No data, or it is not read yet: then this cannot be the last piece. */
+    if (!compute && !g_atomic_int_dec_and_test(&request->pieces)) {
+        request = NULL;
+    } else if (!compute) {
+        g_atomic_int_set(&request->pieces, 1);
+    }
+    g_mutex_unlock(&disk->lock);
+    if (request) {
+        request_push(request);
+    }
+}
+
+static gboolean source_read_now(gpointer data, guint64 offset, guint32 length, gint64 timeout_us,
+                                BeSourceNow sink, gpointer user)
+{
+    Qcow2Source *source = data;
+    BeStream *disk = source->disk;
+    BeQcow2Piece piece;
+    gboolean done = FALSE;
+
+    if (!be_qcow2_layout_find(source->layout, offset, &piece) || piece.kind != BE_QCOW2_DATA
+        || piece.length < length || !disk->ops->read_now) {
+        return FALSE;
+    }
+    g_mutex_lock(&disk->lock);
+    if (disk->state == BE_STREAM_OPEN) {
+        disk->busy++;
+        g_mutex_unlock(&disk->lock);
+        done = disk->ops->read_now(disk->source, piece.disk_offset, length, timeout_us, sink,
+                                   user);
+        g_mutex_lock(&disk->lock);
+        be_stream_busy_end_locked(disk);
+    }
+    g_mutex_unlock(&disk->lock);
+    return done;
+}
+
+/* What is a hole in the disk is not in the image. */
+static gboolean source_extents(gpointer data, BeExtentKind kind, guint64 offset,
+                               gint64 timeout_us G_GNUC_UNUSED, GArray *out, GError **error)
+{
+    const Qcow2Source *source = data;
+    BeExtent all = {.start = offset, .flags = 0};
+
+    if (kind != BE_EXTENTS_ALLOCATION) {
+        g_set_error(error, BE_ERROR, EOPNOTSUPP, "a view has no map of that kind");
+        return FALSE;
+    }
+    all.length = be_qcow2_layout_file_size(source->layout) - offset;
+    g_array_append_val(out, all);
+    return TRUE;
+}
+
+/* What is under way ends with the disk's stream, which fails together with ours. */
+static void source_cancel(gpointer data G_GNUC_UNUSED)
+{
+}
+
+static void source_close(gpointer data)
+{
+    Qcow2Source *source = data;
+
+    g_mutex_lock(&source->lock);
+    while (source->requests > 0) {
+        g_cond_wait(&source->quiet, &source->lock);
+    }
+    g_mutex_unlock(&source->lock);
+    be_qcow2_layout_free(source->layout);
+    be_stream_unref(source->disk);
+    g_cond_clear(&source->quiet);
+    g_mutex_clear(&source->lock);
+    g_free(source);
+}
+
+static const BeSourceOps qcow2_ops = {
+    .name = "qcow2",
+    .open = source_open,
+    .pread = source_pread,
+    .read_now = source_read_now,
+    .extents = source_extents,
+    .cancel = source_cancel,
+    .close = source_close,
+};
+
+/* Takes @layout. */
+static BeStream *stream_new(BeStream *disk, BeQcow2Layout *layout)
+{
+    guint64 size = be_qcow2_layout_file_size(layout);
+    Qcow2Source *source = g_new0(Qcow2Source, 1);
+
+    source->disk = be_stream_ref(disk);
+    source->layout = layout;
+    g_mutex_init(&source->lock);
+    g_cond_init(&source->quiet);
+    return be_stream_new(size, size, &qcow2_ops, source);
+}
+
+/* ---- View ---- */
+
+BeView *be_view_new(void)
+{
+    BeView *view = g_new0(BeView, 1);
+
+    g_mutex_init(&view->lock);
+    return view;
+}
+
+void be_view_free(BeView *view)
+{
+    if (!view) {
+        return;
+    }
+    be_stream_unref(view->stream);
+    g_mutex_clear(&view->lock);
+    g_free(view);
+}
+
+static BeStream *view_stream(BeView *view)
+{
+    BeStream *stream;
+
+    g_mutex_lock(&view->lock);
+    stream = view->stream;
+    g_mutex_unlock(&view->lock);
+    return stream;
+}
+
+typedef struct {
+    BeView *view;
+    BeDone done;
+    gpointer user;
+} Preparation;
+
+/* Two may come to this at once; the first one's stream is taken. */
+static gboolean take_layout(BeView *view, BeStream *disk, BeQcow2Layout *layout, GError **error)
+{
+    gboolean closed;
+
+    g_mutex_lock(&view->lock);
+    closed = view->closed;
+    if (!closed && !view->stream) {
+        view->stream = stream_new(disk, g_steal_pointer(&layout));
+    }
+    g_mutex_unlock(&view->lock);
+    be_qcow2_layout_free(layout);
+    if (closed) {
+        g_set_error(error, BE_ERROR, EIO, "the disk cannot be read any more");
+    }
+    return !closed;
+}
+
+static void map_ready(BeStream *disk, const BeExtents *map, int errnum, gpointer user)
+{
+    g_autofree Preparation *preparation = user;
+    g_autoptr(GError) error = NULL;
+    BeQcow2Layout *layout = NULL;
+
+    if (!map) {
+        be_error_set_errno(&error, errnum, "the map of the disk cannot be had");
+    } else if (!view_stream(preparation->view)) {
+        layout = be_qcow2_layout_new(map, be_stream_size(disk), &error);
+        if (layout) {
+            take_layout(preparation->view, disk, layout, &error);
+        }
+    }
+    preparation->done(error, preparation->user);
+}
+
+void be_disk_full_prepare(const BeDisk *disk, BeDone done, gpointer user)
+{
+    Preparation *preparation = g_new(Preparation, 1);
+
+    *preparation = (Preparation){.view = disk->full, .done = done, .user = user};
+    be_stream_with_map(disk->stream, map_ready, preparation);
+}
+
+BeStream *be_disk_full(const BeDisk *disk)
+{
+    return view_stream(disk->full);
+}
+
+guint64 be_view_bytes_read(BeView *view)
+{
+    BeStream *stream = view_stream(view);
+
+    return stream ? be_stream_bytes_read(stream) : 0;
+}
+
+static BeStream *set_closed(BeView *view)
+{
+    BeStream *stream;
+
+    g_mutex_lock(&view->lock);
+    view->closed = TRUE;
+    stream = view->stream;
+    g_mutex_unlock(&view->lock);
+    return stream;
+}
+
+void be_view_fail(BeView *view, const char *reason)
+{
+    BeStream *stream = set_closed(view);
+
+    if (stream) {
+        be_stream_fail(stream, reason);
+    }
+}
+
+void be_view_close(BeView *view)
+{
+    BeStream *stream = set_closed(view);
+
+    if (stream) {
+        be_stream_close(stream);
+    }
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * view-qcow2.h - a disk as a stand-alone qcow2 image, made on the fly.
+ *
+ * The view is a stream of its own, above the one of the disk: its size and its
+ * metadata are computed from the allocation map, its data clusters are the
+ * disk's.  It exists once somebody wanted it, because its size needs the map.
+ */
+#pragma once
+
+#include "backend/stream.h"
+
+/**
+ * be_view_new: Returns: a view of nothing yet, to free with be_view_free().
+ */
+BeView *be_view_new(void);
+void be_view_free(BeView *view);
+
+/**
+ * be_view_bytes_read: as be_stream_bytes_read(); 0 when there is no stream.
+ */
+guint64 be_view_bytes_read(BeView *view);
+
+/**
+ * be_view_fail, be_view_close: as be_stream_fail() and be_stream_close() for
+ * the stream there is, and there will be none after that.  To be closed after
+ * the disk's stream failed, which ends what is under way, and before that one
+ * is closed.
+ */
+void be_view_fail(BeView *view, const char *reason);
+void be_view_close(BeView *view);
