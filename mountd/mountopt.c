@@ -114,7 +114,8 @@ static gboolean set_user(const char *value, gpointer field, GError **error)
     }
     user = *value ? getpwnam(value) : NULL;
     if (!user) {
-        g_set_error(error, G_OPTION_ERROR, G_OPTION_ERROR_BAD_VALUE, "there is no user '%s'", value);
+        g_set_error(error, G_OPTION_ERROR, G_OPTION_ERROR_BAD_VALUE, "there is no user '%s'",
+                    value);
         return FALSE;
     }
     *(guint32 *)field = user->pw_uid;
@@ -173,7 +174,8 @@ static gboolean set_bytes(const char *value, gpointer field, GError **error G_GN
 static const OptionRow option_rows[] = {
     {"ro", NULL, set_true, FIELD(read_only), "look only: nothing can be made, ended or commanded"},
     {"rw", NULL, set_false, FIELD(read_only), "the opposite, and the default"},
-    {"allow_other", NULL, set_true, FIELD(allow_other), "let other users in, as far as the modes go"},
+    {"allow_other", NULL, set_true, FIELD(allow_other),
+     "let other users in, as far as the modes go"},
     {"uid", "USER", set_user, FIELD(uid), "owner of the files (number or name)"},
     {"gid", "GROUP", set_group, FIELD(gid), "group of the files (number or name)"},
     {"umask", "OCTAL", set_umask, FIELD(umask), "bits taken away from the modes"},

@@ -13,9 +13,11 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 from xml.sax.saxutils import escape
 
 import libvirt
+import pytest
 
 import bed
 from bed import wait_for
@@ -72,6 +74,15 @@ class HungLibvirtd:
 
     def go_on(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def hung(leftovers: None) -> Iterator[HungLibvirtd]:
+    """To be asked for after the mount: what waits in it ends before."""
+    libvirtd = HungLibvirtd()
+    yield libvirtd
+    libvirtd.go_on()
+    Caller.end_all()
 
 
 ### Rows of the tree
@@ -143,22 +154,32 @@ def process_state(pid: int) -> str:
     return stat[stat.rindex(")") + 2]
 
 
-def is_waiting(pid: int) -> bool:
-    """Whether it waits for an answer of a FUSE file system."""
+def is_waiting(pid: int, where: str) -> bool:
+    """Whether it waits for a FUSE file system, inside that function of the kernel."""
     with contextlib.suppress(OSError):
-        return "request_wait_answer" in Path(f"/proc/{pid}/stack").read_text()
+        stack = Path(f"/proc/{pid}/stack").read_text()
+        return "request_wait_answer" in stack and where in stack
     return False
+
+
+# What a system call becomes in the kernel.
+MKDIR, RMDIR, WRITE, READ, STAT = (
+    "fuse_mkdir", "fuse_rmdir", "_write_iter", "_read_iter", "fuse_do_getattr")
 
 
 class Caller:
     """A process that does one thing in the mount and tells the errno."""
 
-    def __init__(self, code: str, *args: str | Path, prepare: str = "") -> None:
+    _all: ClassVar[list[Caller]] = []
+
+    def __init__(self, where: str, code: str, *args: str | Path, prepare: str = "") -> None:
+        self.where = where
         program = f"import os, signal, sys\n{prepare}\ntry:\n    {code}\n" \
                   "except OSError as e:\n    print(e.errno)\nelse:\n    print(0)\n"
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, *map(str, args)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        Caller._all.append(self)
 
     @property
     def pid(self) -> int:
@@ -169,8 +190,8 @@ class Caller:
             if self.process.poll() is not None:
                 out, err = self.process.communicate()
                 raise AssertionError(f"it did not wait: {out}{err}")
-            return is_waiting(self.pid)
-        wait_for(blocked, timeout, f"process {self.pid} waits in the mount")
+            return is_waiting(self.pid, self.where)
+        wait_for(blocked, timeout, f"process {self.pid} waits in {self.where}")
 
     def is_over(self) -> bool:
         return self.process.poll() is not None
@@ -180,22 +201,24 @@ class Caller:
         assert self.process.returncode == 0, f"{self.process.returncode}: {out}{err}"
         return int(out.split()[-1])
 
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate(timeout=30)
+    @classmethod
+    def end_all(cls) -> None:
+        while cls._all:
+            process = cls._all.pop().process
+            process.kill()
+            process.communicate(timeout=30)
 
 
 def mkdir(path: Path, prepare: str = "") -> Caller:
-    return Caller("os.mkdir(sys.argv[1])", path, prepare=prepare)
+    return Caller(MKDIR, "os.mkdir(sys.argv[1])", path, prepare=prepare)
 
 
 def rmdir(path: Path) -> Caller:
-    return Caller("os.rmdir(sys.argv[1])", path)
+    return Caller(RMDIR, "os.rmdir(sys.argv[1])", path)
 
 
 def write(path: Path, command: str, prepare: str = "") -> Caller:
-    return Caller("os.write(os.open(sys.argv[1], os.O_WRONLY), sys.argv[2].encode())",
+    return Caller(WRITE, "os.write(os.open(sys.argv[1], os.O_WRONLY), sys.argv[2].encode())",
                   path, command, prepare=prepare)
 
 

@@ -17,7 +17,7 @@ import bed
 import fsutil
 from bed import Guest, Mount, raises_errno, sh, wait_for
 from conftest import MakeMount
-from fsutil import HungLibvirtd, driver_uri
+from fsutil import HungLibvirtd, driver_uri, hung  # noqa: F401
 
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -48,13 +48,6 @@ class Vm:
 @pytest.fixture
 def vm(mount: MakeMount) -> Vm:
     return Vm(mount(driver_uri("one")).domains / "one")
-
-
-@pytest.fixture
-def hung(leftovers: None) -> Iterator[HungLibvirtd]:
-    libvirtd = HungLibvirtd()
-    yield libvirtd
-    libvirtd.go_on()
 
 
 ### Every way to write (faults.md 30, 35)

@@ -64,7 +64,7 @@ def test_fstab_line(point: Path, in_path: None, tmp_path: Path, guest: Guest) ->
     fstab = tmp_path / "fstab"
     escaped = str(point).replace(" ", "\\040")
     fstab.write_text(f"qemu:///system {escaped} fuse.vmsnapfs "
-                     "ro,noauto,nofail,x-systemd.automount,domains=bed* 0 0\n")
+                     f"ro,noauto,nofail,x-systemd.automount,domains={guest.name}* 0 0\n")
     sh(["mount", "-T", str(fstab), str(point)])
     assert os.listdir(point / "domains") == [guest.name]
     with pytest.raises(OSError, match="Read-only"):

@@ -51,19 +51,27 @@ def each(rows: list[Row]) -> pytest.MarkDecorator:
 def full() -> Iterator[Mount]:
     """A mount in which every row exists: a machine that is off, with a backup.
 
-    For tests that change nothing.
+    For tests that change nothing.  Of the second machine's backup nothing is
+    looked at but by walkers.
     """
-    guest = Guest(NAMES["vm"])
-    guest.define()
+    guests = [Guest(NAMES["vm"]), Guest("walked")]
+    for guest in guests:
+        guest.define()
     mount = Mount("qemu:///system")
+    backups = [mount.domains / guest.name / "backups/b1" for guest in guests]
     try:
         mount.wait_mounted()
-        (mount.domains / "tree1/backups/b1").mkdir()
+        for backup in backups:
+            backup.mkdir()
+        for row in ROWS:
+            row.at(mount.path, **NAMES).lstat()     # starts what has to be started for it
         yield mount
-        fsutil.command(mount.domains / "tree1/backups/b1", "end force")
+        for backup in backups:
+            fsutil.command(backup, "end force")
     finally:
         mount.finish()
-        guest.undefine()
+        for guest in guests:
+            guest.undefine()
 
 
 @pytest.fixture
@@ -88,11 +96,12 @@ def test_row_is_as_the_table_says(full: Mount, row: Row) -> None:
 def test_there_is_nothing_but_the_rows(full: Mount) -> None:
     listed = {"/"}
     for top, dirs, files in os.walk(full.path):
+        if Path(top) == full.domains:
+            dirs[:] = [NAMES["vm"]]                 # not those of other tests
         for name in dirs + files:
             path = str(Path(top, name).relative_to(full.path)) + "/"
             for key, value in NAMES.items():
-                path = path.replace(f"/{value}/", f"/<{key}>/").replace(
-                    f"/{value}.raw/", f"/<{key}>.raw/")
+                path = re.sub(rf"/{value}(?=[./])", f"/<{key}>", path)
             listed.add(path.rstrip("/"))
     hidden = {row.path for row in ROWS if "hidden" in row.flags}
     shown = {row.path for row in ROWS
@@ -369,7 +378,7 @@ def test_follow_waits_and_delivers(host: Mount) -> None:
     process = follow("cat", host.path / ".vmsnapfs/events.follow")
     try:
         assert read_lines(process, len(known)) == [json.loads(line) for line in known]
-        wait_for(lambda: fsutil.is_waiting(process.pid), 5, "cat waits")
+        wait_for(lambda: fsutil.is_waiting(process.pid, fsutil.READ), 5, "cat waits")
         fsutil.command(host.domains / "one", "suspend")
         [event] = read_lines(process, 1)
         assert (event["event"], event["domain"], event["text"]) == ("domain-state", "one", "paused")
@@ -381,7 +390,7 @@ def test_follow_waits_and_delivers(host: Mount) -> None:
 
 def test_follow_ends_with_the_mount(host: Mount) -> None:
     with follow("cat", host.path / ".vmsnapfs/events.follow") as process:
-        wait_for(lambda: fsutil.is_waiting(process.pid), 5, "cat waits")
+        wait_for(lambda: fsutil.is_waiting(process.pid, fsutil.READ), 5, "cat waits")
         host.signal(15)
         assert process.wait(10) == 0
 
@@ -389,7 +398,7 @@ def test_follow_ends_with_the_mount(host: Mount) -> None:
 def test_follow_is_interrupted(host: Mount) -> None:
     for number in (2, 15, 9):
         with follow("cat", host.path / ".vmsnapfs/events.follow") as process:
-            wait_for(lambda: fsutil.is_waiting(process.pid), 5, "cat waits")
+            wait_for(lambda: fsutil.is_waiting(process.pid, fsutil.READ), 5, "cat waits")
             process.send_signal(number)
             assert process.wait(1) == -number
     # Those that are gone take nothing from those that come.
@@ -422,7 +431,7 @@ def everything(mount: Mount) -> object:
     return (fsutil.descendants(mount.pid),
             [(d.name(), d.state(), d.hasManagedSaveImage())
              for d in bed.connection().listAllDomains()],
-            sorted(p.name for p in (mount.domains / "tree1/backups").iterdir()))
+            sorted(p.name for p in (mount.domains / "walked/backups").iterdir()))
 
 
 @pytest.mark.parametrize("walker", [

@@ -156,13 +156,16 @@ int read_into(BeReader *reader, Call *call, guint64 offset, gsize length)
 
 void assert_pattern(const guint8 *bytes, guint64 offset, gint64 length)
 {
-    for (gint64 i = 0; i < length; i++) {
+    for (gint64 i = 0; i < length;) {
         guint64 at = offset + (guint64)i;
-        guint8 expected = (guint8)((at & ~G_GUINT64_CONSTANT(7)) >> (8 * (7 - at % 8)));
+        guint64 word = GUINT64_TO_BE(at & ~G_GUINT64_CONSTANT(7));
+        gsize skip = at % 8;
+        gsize count = MIN(8 - skip, (gsize)(length - i));
 
-        if (bytes[i] != expected) {
-            g_error("byte %" G_GUINT64_FORMAT " is %d instead of %d", at, bytes[i], expected);
+        if (memcmp(bytes + i, (guint8 *)&word + skip, count) != 0) {
+            g_error("wrong bytes at %" G_GUINT64_FORMAT, at);
         }
+        i += (gint64)count;
     }
 }
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A thousand machines; how fast that is, contrib/bench/scale tells (faults.md 41, 47)."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+import fsutil
+from bed import Mount, sh
+from conftest import MakeMount
+from fsutil import driver_uri
+
+NAMES = [f"vm{i:04}" for i in range(1000)]
+# Files and directories of one machine, itself included.
+ENTRIES = 9
+
+
+@pytest.fixture
+def big(mount: MakeMount) -> Mount:
+    return mount(driver_uri(*NAMES))
+
+
+def test_every_machine_is_there_once(big: Mount) -> None:
+    assert os.listdir(big.domains) == NAMES
+    with os.scandir(big.domains) as entries:
+        numbers = {entry.stat().st_ino for entry in entries}
+    assert len(numbers) == len(NAMES)
+    for name in NAMES[::50]:
+        assert (big.domains / name / "state").read_text() == "running\n"
+    assert not (big.domains / "vm1000").exists()
+
+
+def test_walkers_see_all_of_it(big: Mount) -> None:
+    found = sh(["find", str(big.domains), "-mindepth", "1"]).stdout.splitlines()
+    assert len(found) == len(set(found)) == ENTRIES * len(NAMES)
+    assert len(sh(["ls", "-l", str(big.domains)]).stdout.splitlines()) == 1 + len(NAMES)
+
+
+# A directory is read in parts; each reader keeps its place in it.
+def test_many_readers_at_once(big: Mount) -> None:
+    wrong: list[int] = []
+
+    def read() -> None:
+        for _ in range(5):
+            names = os.listdir(big.domains)
+            if names != NAMES:
+                wrong.append(len(names))
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_place_in_a_directory_is_kept(big: Mount) -> None:
+    """telldir and seekdir, and a rewind that sees what is there then."""
+    program = f"""
+        use strict; opendir(my $d, "{big.domains}") or die; my @all = readdir($d);
+        rewinddir($d); my (@first, $at); push @first, scalar readdir($d) for 1 .. 500;
+        $at = telldir($d); my @rest = readdir($d); seekdir($d, $at); my @again = readdir($d);
+        die "rest" unless "@rest" eq "@again"; die "all" unless "@all" eq "@first @rest";
+        print scalar @all"""
+    assert sh(["perl", "-e", program]).stdout == str(len(NAMES) + 2)
+
+
+def test_commands_on_many(big: Mount) -> None:
+    for name in NAMES[:100]:
+        fsutil.command(big.domains / name, "suspend")
+    states = sh(f"cat {big.domains}/*/state").stdout.split()
+    assert states == ["paused"] * 100 + ["running"] * 900
