@@ -437,7 +437,7 @@ void be_reader_free(BeReader *reader);
  * BeReadDone: the end of a read.
  * @iov: @count parts that together are the bytes read, valid only during the
  *   call; NULL on failure.  Fewer bytes than asked for only at the end.
- * @errnum: 0 or a positive errno: EIO, ETIMEDOUT, ECANCELED.
+ * @errnum: 0 or a positive errno: EIO, ETIMEDOUT, ECANCELED, EINVAL (over 4 MiB).
  */
 typedef void (*BeReadDone)(const struct iovec *iov, int count, int errnum, gpointer user);
 
@@ -445,6 +445,10 @@ typedef struct BeRead BeRead;
 
 /**
  * be_reader_read: reads @length bytes at @offset; clamped to the size.
+ * The one function that may call @done from inside the call: where the bytes are
+ * here already or known to be zeroes, behind the end, for a failure that is known
+ * at once, and for a small read out of sequence, for which the caller waits, at
+ * most 20 ms.
  * Returns: a handle for be_read_cancel(), owned by the caller, to be released
  * by be_read_unref() in or after @done.
  */
