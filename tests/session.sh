@@ -23,4 +23,6 @@ fusermount3 -u "$mnt"
 while kill -0 "$pid" 2>/dev/null; do :; done
 virsh -c $uri destroy user1
 # The session's daemon ends by itself when nobody uses it; not soon enough here.
-kill "$(cat "$HOME/run/libvirt/libvirtd.pid")"
+daemon=$(cat "$HOME/run/libvirt/libvirtd.pid")
+kill "$daemon"
+while kill -0 "$daemon" 2>/dev/null; do :; done

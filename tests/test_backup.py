@@ -149,10 +149,10 @@ def test_holes_are_found(backup: Path, tmp_path: Path) -> None:
     with raises_errno(errno.ENXIO):
         os.lseek(descriptor, size, os.SEEK_DATA)
     os.close(descriptor)
-    assert 0 < data < size / 2
+    assert 0 < data < size
     copy = tmp_path / "copy"
     sh(["cp", "--sparse=auto", str(path), str(copy)])
-    assert copy.stat().st_blocks * 512 < size / 2
+    assert copy.stat().st_blocks * 512 <= data + MIB
     assert digest(copy) == digest(path)
 
 

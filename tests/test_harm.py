@@ -121,7 +121,7 @@ def test_record_that_was_being_written_is_removed(mount) -> None:
     os.listdir(first.path)
     first.unmount()
     first.process.wait(20)
-    (journal,) = STATE.glob("*/journal")
+    (journal,) = STATE.glob("qemu*system/journal")
     left = journal / "6f0ba32b-301d-4e51-91ee-5e2436f6d750.json.NWWGZ3"
     left.write_text("{")
     os.listdir(mount().path)
