@@ -45,6 +45,14 @@ typedef enum {
 gboolean be_quiesce_parse(const char *word, BeQuiesce *ret_quiesce);
 
 /**
+ * BeRecover: what a start does with a backup that an earlier process left running.
+ */
+typedef enum {
+    BE_RECOVER_ADOPT,          /* it is there again, under its name */
+    BE_RECOVER_END,
+} BeRecover;
+
+/**
  * BeConfig: what the backend is started with.  The strings belong to the
  * caller and are copied.
  */
@@ -57,6 +65,8 @@ typedef struct {
     gboolean read_only;        /* open libvirt read-only, refuse actions */
     guint64 scratch_reserve;   /* bytes that must stay free on scratch_dir */
     BeQuiesce quiesce;         /* of backups that do not say */
+    BeRecover recover;
+    guint idle_end;            /* seconds until a backup that nobody reads is ended; 0: never */
 } BeConfig;
 
 /**

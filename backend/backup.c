@@ -440,6 +440,20 @@ void be_backups_orphan(Be *be, Backup *backup)
     g_mutex_unlock(&be->backups->lock);
 }
 
+/* Who had a backup before the crash finds it gone, and should find out why. */
+static void tell_ended(Backup *backup, gboolean ran)
+{
+    if (backup->stage == BACKUP_BEGUN) {
+        g_info("removed what was left of the backup '%s'", backup->pub.name);
+        return;
+    }
+    backup_notify(backup, BE_EVENT_BACKUP_ENDED, 0,
+                  backup->stage == BACKUP_DOOMED
+                      ? "it had failed before a restart; what was left of it is removed"
+                  : ran ? "ended after a restart (-o recover=end)"
+                        : "it did not outlive a restart; what was left of it is removed");
+}
+
 /* Whether the fate of an orphan is settled. */
 static gboolean recover_one(Be *be, Backup *backup)
 {
@@ -455,19 +469,24 @@ static gboolean recover_one(Be *be, Backup *backup)
         return FALSE;
     }
     g_clear_error(&error);
-    if (ours == 1 && backup->stage == BACKUP_LISTED) {
+    if (ours == 1 && backup->stage == BACKUP_LISTED && be->recover == BE_RECOVER_ADOPT) {
         be_backups_list(be, backup);
         be_scratch_watch(backup);
+        be_idle_watch(backup);
         backup_notify(backup, BE_EVENT_BACKUP_STARTED, 0, "taken up again after a restart");
         return TRUE;
+    }
+    if (ours == 1 && be_scratch_stalls(backup, domain)) {
+        g_atomic_int_set(&backup->scratch_full, 1);
     }
     if (ours == 1 && !backup_abort(backup, &error)) {
         g_warning("backup '%s' cannot be ended: %s", backup->pub.name, error->message);
         return FALSE;
     }
+    be_scratch_resume(backup);
     backup_release(backup);
     be_journal_remove(be, backup->pub.id);
-    g_info("removed what was left of the backup '%s'", backup->pub.name);
+    tell_ended(backup, ours == 1);
     return TRUE;
 }
 

@@ -14,6 +14,7 @@ typedef struct BeOffline BeOffline;
 typedef enum {
     BACKUP_BEGUN,              /* nobody has seen it yet: a crash takes it back */
     BACKUP_LISTED,             /* the user has it: a crash gives it back to him */
+    BACKUP_DOOMED,             /* it failed: the next start ends it and takes away what is left */
 } BackupStage;
 
 /**
@@ -148,6 +149,14 @@ int backup_job_is_ours(Backup *backup, virDomainPtr domain, GError **error);
  * is stopped under a client.  TRUE also where there is none.  Blocks; workers.
  */
 gboolean backup_abort(Backup *backup, GError **error);
+
+/* ---- idle.c --------------------------------------------------------------------- */
+
+/**
+ * be_idle_watch: ends a listed backup that nobody has read for as long as
+ * -o idle-end says; nothing where that is off.
+ */
+void be_idle_watch(Backup *backup);
 
 /* ---- begin-live.c, begin-off.c ------------------------------------------------ */
 

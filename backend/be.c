@@ -154,6 +154,8 @@ static void set_config(Be *be, const BeConfig *config)
     be->read_only = config->read_only;
     be->scratch_reserve = config->scratch_reserve;
     be->quiesce = config->quiesce == BE_QUIESCE_DEFAULT ? BE_QUIESCE_TRY : config->quiesce;
+    be->recover = config->recover;
+    be->idle_end = config->idle_end;
     be->lock_fd = -1;
 }
 

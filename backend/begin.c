@@ -148,6 +148,7 @@ gboolean backup_step_list(gpointer work, GError **error)
         return FALSE;
     }
     be_backups_list(plan->be, plan->backup);
+    be_idle_watch(plan->backup);
     backup_notify(plan->backup, BE_EVENT_BACKUP_STARTED, 0, NULL);
     return TRUE;
 }

@@ -252,7 +252,7 @@ static Backup *backup_of(Be *be, JsonObject *object)
     }
     backup = backup_new(be, id, name, uuid, domain_name);
     load_public(&backup->pub, object);
-    backup->stage = get_int(object, "stage") == BACKUP_LISTED ? BACKUP_LISTED : BACKUP_BEGUN;
+    backup->stage = (BackupStage)CLAMP(get_int(object, "stage"), BACKUP_BEGUN, BACKUP_DOOMED);
     backup->run_path = g_strdup(get_string(object, "run-path"));
     backup->scratch_path = g_strdup(get_string(object, "scratch-path"));
     backup->socket = g_strdup(get_string(object, "socket"));

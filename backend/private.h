@@ -37,6 +37,8 @@ struct Be {
     gboolean read_only;
     guint64 scratch_reserve;
     BeQuiesce quiesce;
+    BeRecover recover;
+    guint idle_end;            /* seconds; 0: never */
     int lock_fd;
 
     BeObserver observer;

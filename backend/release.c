@@ -9,6 +9,7 @@
 
 #include "backend/backup.h"
 #include "backend/scratch.h"
+#include "backend/step.h"
 #include "backend/stream.h"
 #include "backend/view-qcow2.h"
 
@@ -98,6 +99,21 @@ static gboolean settle(Backup *backup)
     return TRUE;
 }
 
+/*
+ * Should we die before the host has ended it, the next start must not give a
+ * failed backup back as a good one.
+ */
+static void doom(Backup *backup)
+{
+    g_autoptr(GError) error = NULL;
+
+    backup->stage = BACKUP_DOOMED;
+    if (!be_journal_write(backup, &error)) {
+        g_warning("backup '%s' failed, and that cannot be recorded: %s", backup->pub.name,
+                  error->message);
+    }
+}
+
 static void settle_on_worker(Be *be G_GNUC_UNUSED, gpointer data)
 {
     Backup *backup = data;
@@ -128,6 +144,8 @@ gboolean backup_fail(Backup *backup, const char *reason)
         be_stream_fail(disk->stream, reason);
         be_view_fail(disk->full, reason);
     }
+    doom(backup);
     backup_notify(backup, BE_EVENT_BACKUP_FAILED, EIO, reason);
+    be_crash_point("backup-fail", "settle", "before");
     return settle(backup);
 }

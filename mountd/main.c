@@ -132,6 +132,8 @@ static Be *backend_new(const VmOptions *options, GError **error)
         .domains_glob = options->domains,
         .read_only = options->read_only,
         .scratch_reserve = options->scratch_reserve,
+        .recover = options->recover_end ? BE_RECOVER_END : BE_RECOVER_ADOPT,
+        .idle_end = options->idle_end,
     };
 
     if (options->quiesce) {

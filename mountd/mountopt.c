@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define MAX_ACTION_TIMEOUT 3600
+#define MAX_IDLE (7 * 24 * 3600)
 
 typedef struct OptionRow OptionRow;
 
@@ -78,6 +79,15 @@ static gboolean set_quiesce(const char *value, gpointer field, GError **error)
     return g_strv_contains(words, value) && set_string(value, field, error);
 }
 
+static gboolean set_recover(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
+{
+    if (!g_str_equal(value, "adopt") && !g_str_equal(value, "end")) {
+        return FALSE;
+    }
+    *(gboolean *)field = g_str_equal(value, "end");
+    return TRUE;
+}
+
 static gboolean set_debug(const char *value G_GNUC_UNUSED, gpointer field, GError **error)
 {
     return set_string("all", field, error);
@@ -102,6 +112,11 @@ static gboolean set_umask(const char *value, gpointer field, GError **error G_GN
 static gboolean set_seconds(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
 {
     return set_number(value, 10, MAX_ACTION_TIMEOUT, field);
+}
+
+static gboolean set_idle(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
+{
+    return set_number(value, 10, MAX_IDLE, field);
 }
 
 /* The highest number is (uid_t)-1, "no change" to the kernel and no user. */
@@ -191,6 +206,10 @@ static const OptionRow option_rows[] = {
     {"run-dir", "DIR", set_directory, FIELD(run_dir), "sockets"},
     {"action-timeout", "SECONDS", set_seconds, FIELD(action_timeout),
      "an action that takes longer answers ETIMEDOUT"},
+    {"idle-end", "SECONDS", set_idle, FIELD(idle_end),
+     "end a backup that nobody has read for so long (0: never, the default)"},
+    {"recover", "adopt|end", set_recover, FIELD(recover_end),
+     "what to do with a backup that a killed vmsnapfs left running"},
     {"debug", NULL, set_debug, FIELD(debug), "log everything, the same as -d"},
 };
 

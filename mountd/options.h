@@ -46,6 +46,8 @@ typedef struct {
     guint32 umask;
     guint32 action_timeout;    /* seconds; 0: the file system's default */
     guint64 scratch_reserve;
+    guint32 idle_end;          /* seconds; 0: never */
+    gboolean recover_end;
     char *quiesce;             /* "try", "require", "off"; NULL: the default */
     char *domains;             /* glob, or NULL: all */
     char *scratch_dir;
