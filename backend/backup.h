@@ -30,7 +30,7 @@ typedef struct {
     BackupStage stage;         /* as in the journal; workers of this domain alone */
     gboolean off;              /* of a domain that is off */
     gint scratch_full;         /* atomic: it failed for lack of scratch space */
-    BeOffline *offline;        /* its locks and qemu-nbd; whoever releases, else NULL */
+    BeOffline *offline;        /* its locks; whoever releases, else NULL */
 
     GMutex lock;
     GCond released_cond;
@@ -196,7 +196,7 @@ void backup_undo_record(gpointer work);
 gboolean backup_step_list(gpointer work, GError **error);
 
 /**
- * be_offline_free: ends qemu-nbd, releases the locks; blocks up to 2 s for each.
+ * be_offline_free: releases the locks; after the streams were closed.
  */
 void be_offline_free(BeOffline *offline);
 

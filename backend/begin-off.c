@@ -4,9 +4,8 @@
  * image lock.
  *
  * Nothing is started at mkdir: the lock is taken, and the first read of a disk
- * starts qemu-nbd for it.  As long as the lock is held a start of the domain
- * fails (Failed to get "write" lock).  Action worker, but for serve(), which a
- * stream's worker calls.
+ * does the rest (image-stream.c).  As long as the lock is held a start of the
+ * domain fails (Failed to get "write" lock).  Action worker.
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
@@ -14,20 +13,15 @@
 #include <unistd.h>
 
 #include "backend/backup.h"
-#include "backend/child.h"
 #include "backend/error.h"
-#include "backend/image.h"
+#include "backend/image-stream.h"
 #include "backend/imagelock.h"
-#include "backend/nbd.h"
 #include "backend/step.h"
 
-/* One disk: its chain, the lock on it, and the server once one was needed. */
+/* One disk: its chain and the lock on it; what reads it belongs to its stream. */
 typedef struct {
-    char *target;
-    char *socket;
     GPtrArray *chain;          /* of BeImage */
     BeImageLock *lock;
-    BeChild *server;           /* the stream's worker, then whoever frees it */
 } OfflineDisk;
 
 struct BeOffline {
@@ -38,11 +32,8 @@ static void offline_disk_free(gpointer data)
 {
     OfflineDisk *disk = data;
 
-    be_child_free(disk->server);
     be_image_lock_free(disk->lock);
     g_clear_pointer(&disk->chain, g_ptr_array_unref);
-    g_free(disk->target);
-    g_free(disk->socket);
     g_free(disk);
 }
 
@@ -52,20 +43,6 @@ void be_offline_free(BeOffline *offline)
         g_ptr_array_unref(offline->disks);
         g_free(offline);
     }
-}
-
-/* A stream is about to connect for the first time, or again after it lost it. */
-static char *serve(gpointer user, GError **error)
-{
-    OfflineDisk *disk = user;
-    g_autofree char *json = be_image_chain_json(disk->chain, error);
-
-    if (!json) {
-        return NULL;
-    }
-    g_clear_pointer(&disk->server, be_child_free);
-    disk->server = be_child_start_qemu_nbd(disk->socket, json, disk->target, error);
-    return disk->server ? g_strdup(disk->socket) : NULL;
 }
 
 /* ---- Before the first step ---------------------------------------------------------- */
@@ -94,7 +71,6 @@ static gboolean inspect(BackupPlan *plan, const BeXmlDisk *disk, GError **error)
         return FALSE;
     }
     offline = g_new0(OfflineDisk, 1);
-    offline->target = g_strdup(disk->target);
     offline->chain = chain;
     g_ptr_array_add(plan->backup->offline->disks, offline);
     backup_add_disk(plan->backup, disk->target, be_image_chain_size(chain),
@@ -186,20 +162,22 @@ static gboolean run_check(gpointer work, GError **error)
     return active == 0;
 }
 
-static gboolean run_describe(gpointer work, GError **error G_GNUC_UNUSED)
+static gboolean run_describe(gpointer work, GError **error)
 {
     BackupPlan *plan = work;
     Backup *backup = plan->backup;
+    BeImageSource source = {.directory = backup->run_path};
 
     backup->pub.backup_xml = g_strdup("");
     for (guint i = 0; i < backup->pub.disks->len; i++) {
         BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
         OfflineDisk *offline = g_ptr_array_index(backup->offline->disks, i);
-        g_autofree char *file = g_strdup_printf("%u.sock", i);
 
-        offline->socket = g_build_filename(backup->run_path, file, NULL);
-        disk->stream = be_stream_new_nbd_prepared(serve, offline, NULL, disk->target, disk->size,
-                                                  disk->allocated);
+        source.chain = offline->chain;
+        disk->stream = be_stream_new_image(&source, error);
+        if (!disk->stream) {
+            return FALSE;
+        }
     }
     return TRUE;
 }

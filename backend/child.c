@@ -339,24 +339,60 @@ static BeChild *child_new(const char *socket_path)
     return child;
 }
 
-BeChild *be_child_start_qemu_nbd(const char *socket_path, const char *image_json,
-                                 const char *export_name, GError **error)
+/* QEMU's option parser takes two commas for one. */
+static char *double_commas(const char *text)
+{
+    g_auto(GStrv) parts = g_strsplit(text, ",", -1);
+
+    return g_strjoinv(",,", parts);
+}
+
+static char *snapshot_option(const BeQemuNbd *server)
+{
+    g_autofree char *id = double_commas(server->snapshot_id);
+    g_autofree char *name = double_commas(server->snapshot_name);
+
+    return g_strdup_printf("--load-snapshot=snapshot.id=%s,snapshot.name=%s", id, name);
+}
+
+/* Returns: (element char *): ends with a NULL. */
+static GPtrArray *qemu_nbd_arguments(const BeQemuNbd *server)
+{
+    GPtrArray *argv = g_ptr_array_new_with_free_func(g_free);
+
+    g_ptr_array_add(argv, g_strdup("qemu-nbd"));
+    g_ptr_array_add(argv, g_strdup("--read-only"));
+    g_ptr_array_add(argv, g_strdup("--persistent"));
+    g_ptr_array_add(argv, g_strdup("--shared=8"));
+    g_ptr_array_add(argv, g_strconcat("--export-name=", server->export_name, NULL));
+    if (server->snapshot_id) {
+        g_ptr_array_add(argv, snapshot_option(server));
+    }
+    if (server->bitmap) {
+        g_ptr_array_add(argv, g_strconcat("--bitmap=", server->bitmap, NULL));
+    }
+    g_ptr_array_add(argv, g_strdup("--"));
+    g_ptr_array_add(argv, g_strdup(server->image_json));
+    g_ptr_array_add(argv, NULL);
+    return argv;
+}
+
+BeChild *be_child_start_qemu_nbd(const BeQemuNbd *server, GError **error)
 {
     g_autofree char *program = find_program("qemu-nbd", error);
-    g_autofree char *name = g_strconcat("--export-name=", export_name, NULL);
-    const char *const argv[] = {"qemu-nbd", "--read-only", "--persistent", "--shared=8",
-                                name,       "--",          image_json,     NULL};
+    g_autoptr(GPtrArray) argv = qemu_nbd_arguments(server);
     g_auto(Launch) launch = {-1, -1, -1, -1, -1};
     g_autoptr(BeChild) child = NULL;
     struct sockaddr_un address;
 
-    if (!program || !socket_address(socket_path, &address, error)) {
+    if (!program || !socket_address(server->socket_path, &address, error)) {
         return NULL;
     }
-    child = child_new(socket_path);
+    child = child_new(server->socket_path);
     launch.listen_fd = bind_socket(child, &address, error);
     if (launch.listen_fd < 0 || !launch_open(&launch, child, error)
-        || !run(child, &launch, program, argv, error) || !wait_ready(child, &address, error)) {
+        || !run(child, &launch, program, (const char *const *)argv->pdata, error)
+        || !wait_ready(child, &address, error)) {
         return NULL;
     }
     return g_steal_pointer(&child);

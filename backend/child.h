@@ -14,10 +14,19 @@
 typedef struct BeChild BeChild;
 
 /**
+ * BeQemuNbd: what a server is started for.
+ */
+typedef struct {
+    const char *socket_path;   /* where the unix socket is made, mode 0600; must not exist */
+    const char *image_json;    /* from be_image_chain_json() */
+    const char *export_name;   /* of the NBD export */
+    const char *snapshot_id;   /* of an internal snapshot of the image; NULL: the image as it is */
+    const char *snapshot_name; /* with snapshot_id */
+    const char *bitmap;        /* a persistent bitmap to serve as a context; NULL: none */
+} BeQemuNbd;
+
+/**
  * be_child_start_qemu_nbd:
- * @socket_path: where the unix socket is made, mode 0600; must not exist
- * @image_json: from be_image_chain_json()
- * @export_name: of the NBD export
  *
  * Starts a read-only server of one image for up to eight connections, and waits
  * until it answers, at most 10 s.  The server has nothing of ours but the
@@ -29,8 +38,7 @@ typedef struct BeChild BeChild;
  * bytes, EBUSY when the image is locked by a writer, EIO with qemu-nbd's own words
  * when it ended, ETIMEDOUT, or the errno of a system call.
  */
-BeChild *be_child_start_qemu_nbd(const char *socket_path, const char *image_json,
-                                 const char *export_name, GError **error);
+BeChild *be_child_start_qemu_nbd(const BeQemuNbd *server, GError **error);
 
 /**
  * be_child_pid: its process number, for records; stays after its end.

@@ -368,13 +368,13 @@ guint64 be_image_chain_allocated(const GPtrArray *chain)
 
 /* ---- For QEMU ----------------------------------------------------------- */
 
-static JsonObject *file_node(const BeImage *image)
+static JsonObject *file_node(const BeImage *image, const char *locking)
 {
     JsonObject *node = json_object_new();
 
     json_object_set_string_member(node, "driver", image->block_device ? "host_device" : "file");
     json_object_set_string_member(node, "filename", image->path);
-    json_object_set_string_member(node, "locking", "auto");
+    json_object_set_string_member(node, "locking", locking);
     return node;
 }
 
@@ -393,12 +393,13 @@ static void set_qcow2_members(JsonObject *node, JsonObject *backing, guint level
 }
 
 /* Takes @backing, which is NULL for the last of the @levels images. */
-static JsonObject *format_node(const BeImage *image, JsonObject *backing, guint levels)
+static JsonObject *format_node(const BeImage *image, JsonObject *backing, guint levels,
+                               const char *locking)
 {
     JsonObject *node = json_object_new();
 
     json_object_set_string_member(node, "driver", image->format);
-    json_object_set_object_member(node, "file", file_node(image));
+    json_object_set_object_member(node, "file", file_node(image, locking));
     if (image->format == format_qcow2) {
         set_qcow2_members(node, backing, levels);
     }
@@ -417,7 +418,7 @@ static char *generate(JsonNode *root)
     return g_strjoinv("\\u001f", parts);
 }
 
-char *be_image_chain_json(const GPtrArray *chain, GError **error)
+static char *chain_json(const GPtrArray *chain, const char *locking, GError **error)
 {
     g_autoptr(JsonNode) root = json_node_new(JSON_NODE_OBJECT);
     JsonObject *tree = NULL;
@@ -433,7 +434,7 @@ char *be_image_chain_json(const GPtrArray *chain, GError **error)
         }
     }
     for (guint i = chain->len; i-- > 0;) {
-        tree = format_node(g_ptr_array_index(chain, i), tree, chain->len);
+        tree = format_node(g_ptr_array_index(chain, i), tree, chain->len, locking);
     }
     json_node_take_object(root, tree);
     text = generate(root);
@@ -443,4 +444,14 @@ char *be_image_chain_json(const GPtrArray *chain, GError **error)
         return NULL;
     }
     return g_strconcat("json:", text, NULL);
+}
+
+char *be_image_chain_json(const GPtrArray *chain, GError **error)
+{
+    return chain_json(chain, "auto", error);
+}
+
+char *be_image_chain_json_unlocked(const GPtrArray *chain, GError **error)
+{
+    return chain_json(chain, "off", error);
 }

@@ -101,6 +101,30 @@ guint64 be_image_chain_size(const GPtrArray *chain);
 guint64 be_image_chain_allocated(const GPtrArray *chain);
 
 /**
+ * BeImageSnapshot: an internal snapshot of a qcow2 image.
+ */
+typedef struct {
+    char *id;                  /* QEMU's number for it, as text */
+    char *name;
+    guint64 size;              /* of the disk then; the image may have been resized since */
+} BeImageSnapshot;
+
+/**
+ * be_image_snapshot_find: looks an internal snapshot up by name.
+ * @ret: filled on success, to be emptied with be_image_snapshot_clear()
+ *
+ * Right for an image that a running machine has open, too.
+ *
+ * Returns: FALSE: ENOENT, EOPNOTSUPP for an image that is not qcow2, EBUSY when
+ * the table keeps changing, EIO when it is damaged, or the errno of opening it.
+ * (QEMU: docs/interop/qcow2.txt, Snapshots.)
+ */
+gboolean be_image_snapshot_find(const BeImage *image, const char *name, BeImageSnapshot *ret,
+                                GError **error);
+void be_image_snapshot_clear(BeImageSnapshot *snapshot);
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(BeImageSnapshot, be_image_snapshot_clear)
+
+/**
  * be_image_chain_json: the chain as a file name for QEMU's tools, "json:{...}":
  * a block device tree with the driver of every node named and the end of the
  * chain explicit, so that QEMU neither probes a format nor follows a header
@@ -110,6 +134,13 @@ guint64 be_image_chain_allocated(const GPtrArray *chain);
  * not UTF-8 or all are too long for a command line.
  */
 char *be_image_chain_json(const GPtrArray *chain, GError **error);
+
+/**
+ * be_image_chain_json_unlocked: the same without QEMU's image locking, for images
+ * that a running machine has open; of such a one only what no machine changes can
+ * be read: the images below its top, and internal snapshots.
+ */
+char *be_image_chain_json_unlocked(const GPtrArray *chain, GError **error);
 
 /**
  * be_image_open: opens a regular file or block device read-only, and nothing

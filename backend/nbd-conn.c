@@ -68,7 +68,8 @@ gboolean be_nbd_handle_check(NbdSource *source, struct nbd_handle *handle, GErro
     gint64 size = nbd_get_size(handle);
     BeSourceLimits limits;
 
-    if (size < 0 || (guint64)size != source->size || source->size >= BE_EXTENTS_SIZE_MAX) {
+    if (size < 0 || source->size >= BE_EXTENTS_SIZE_MAX
+        || (source->larger ? (guint64)size < source->size : (guint64)size != source->size)) {
         g_set_error(error, BE_ERROR, EIO,
                     "the NBD server says the disk has %" G_GINT64_FORMAT
                     " bytes instead of %" G_GUINT64_FORMAT,

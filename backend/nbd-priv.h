@@ -59,6 +59,7 @@ typedef struct {
     /* constant */
     char *export_name;
     guint64 size;
+    gboolean larger;           /* the export may be larger than that */
     BeNbdPrepare prepare;      /* or NULL */
     gpointer prepare_user;
     GDestroyNotify prepare_destroy;

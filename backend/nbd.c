@@ -254,34 +254,28 @@ static const BeSourceOps nbd_ops = {
     .close = source_close,
 };
 
-static NbdSource *source_new(const char *export_name, guint64 size)
+BeStream *be_stream_new_nbd_export(const BeNbdExport *nbd)
 {
     NbdSource *source = g_new0(NbdSource, 1);
 
-    source->export_name = g_strdup(export_name);
-    source->size = size;
+    source->export_name = g_strdup(nbd->name);
+    source->socket = g_strdup(nbd->socket);
+    source->size = nbd->size;
+    source->larger = nbd->larger;
+    source->prepare = nbd->prepare;
+    source->prepare_user = nbd->prepare_user;
+    source->prepare_destroy = nbd->prepare_destroy;
     source->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     source->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     g_mutex_init(&source->lock);
-    return source;
+    return be_stream_new(nbd->size, nbd->allocated, &nbd_ops, source);
 }
 
 BeStream *be_stream_new_nbd(const char *unix_socket, const char *export_name, guint64 size,
                             guint64 allocated)
 {
-    NbdSource *source = source_new(export_name, size);
+    BeNbdExport nbd = {.socket = unix_socket, .name = export_name, .size = size,
+                       .allocated = allocated};
 
-    source->socket = g_strdup(unix_socket);
-    return be_stream_new(size, allocated, &nbd_ops, source);
-}
-
-BeStream *be_stream_new_nbd_prepared(BeNbdPrepare prepare, gpointer user, GDestroyNotify destroy,
-                                     const char *export_name, guint64 size, guint64 allocated)
-{
-    NbdSource *source = source_new(export_name, size);
-
-    source->prepare = prepare;
-    source->prepare_user = user;
-    source->prepare_destroy = destroy;
-    return be_stream_new(size, allocated, &nbd_ops, source);
+    return be_stream_new_nbd_export(&nbd);
 }

@@ -27,9 +27,20 @@ BeStream *be_stream_new_nbd(const char *unix_socket, const char *export_name, gu
 typedef char *(*BeNbdPrepare)(gpointer user, GError **error);
 
 /**
- * be_stream_new_nbd_prepared: the same for a server that is started when it is
- * needed.
- * @destroy: frees @user when the stream is closed; may be NULL
+ * BeNbdExport: where a stream comes from; strings are copied.
  */
-BeStream *be_stream_new_nbd_prepared(BeNbdPrepare prepare, gpointer user, GDestroyNotify destroy,
-                                     const char *export_name, guint64 size, guint64 allocated);
+typedef struct {
+    const char *socket;        /* path of the server's socket; NULL with prepare */
+    const char *name;          /* of the export */
+    guint64 size;              /* bytes of the disk */
+    guint64 allocated;         /* estimate, see be_stream_allocated() */
+    gboolean larger;           /* the export may have more bytes, which are not the disk's */
+    BeNbdPrepare prepare;      /* for a server that is started when it is needed; or NULL */
+    gpointer prepare_user;
+    GDestroyNotify prepare_destroy; /* frees prepare_user when the stream is closed; or NULL */
+} BeNbdExport;
+
+/**
+ * be_stream_new_nbd_export: the same with all that can be said of an export.
+ */
+BeStream *be_stream_new_nbd_export(const BeNbdExport *nbd);

@@ -360,11 +360,18 @@ static void demand_destroy(gpointer user)
     g_atomic_int_inc(&demand->destroyed);
 }
 
+static BeStream *demand_stream(Demand *demand, guint64 size)
+{
+    BeNbdExport nbd = {.name = "", .size = size, .prepare = demand_prepare, .prepare_user = demand,
+                       .prepare_destroy = demand_destroy};
+
+    return be_stream_new_nbd_export(&nbd);
+}
+
 static void test_server_on_demand(void)
 {
     Demand demand = {.refuse = TRUE};
-    BeStream *stream = be_stream_new_nbd_prepared(demand_prepare, &demand, demand_destroy, "",
-                                                  64 * MIB, 0);
+    BeStream *stream = demand_stream(&demand, 64 * MIB);
     BeReader *reader = be_reader_new(stream);
     g_autoptr(Call) call = call_new();
 
@@ -386,8 +393,7 @@ static void test_server_on_demand(void)
 static void test_unused_stream_starts_nothing(void)
 {
     Demand demand = {0};
-    BeStream *stream = be_stream_new_nbd_prepared(demand_prepare, &demand, demand_destroy, "",
-                                                  64 * MIB, 0);
+    BeStream *stream = demand_stream(&demand, 64 * MIB);
     int errnum;
 
     g_assert_cmpuint(be_stream_size(stream), ==, 64 * MIB);
@@ -397,7 +403,7 @@ static void test_unused_stream_starts_nothing(void)
     g_assert_cmpint(errnum, ==, EIO);
     be_stream_unref(stream);
     be_stream_unref(NULL);
-    be_stream_unref(be_stream_new_nbd_prepared(demand_prepare, &demand, demand_destroy, "", 1, 0));
+    be_stream_unref(demand_stream(&demand, 1));
     g_assert_cmpint(g_atomic_int_get(&demand.prepared), ==, 0);
     g_assert_cmpint(g_atomic_int_get(&demand.destroyed), ==, 2);
 }

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * image-stream.h - the stream of a disk that is held by local images.
+ */
+#pragma once
+
+#include "backend/image.h"
+#include "backend/stream.h"
+
+/**
+ * BeImageSource: which images, and what of them.
+ */
+typedef struct {
+    GPtrArray *chain;          /* (element BeImage): as be_image_chain_inspect() gave it; shared */
+    const char *directory;     /* private, for a socket; must be there from the first read on */
+    const char *snapshot;      /* an internal snapshot of the top, by name; NULL: none */
+    gboolean in_use;           /* a running machine has the images open: no image locks */
+} BeImageSource;
+
+/**
+ * be_stream_new_image: the disk as a chain of images, or an internal snapshot of
+ * its top, has it.
+ * @source: needed during the call only; its chain gets a reference
+ *
+ * Starts no process; the first read does where one is needed, and a server that
+ * dies is started again.  All of it belongs to the stream: be_stream_close() ends
+ * the server and removes its socket from the directory.
+ *
+ * Whoever asks sees to it that nobody writes to the images: by a BeImageLock, or
+ * because they are below the top of a machine, or with @snapshot.
+ *
+ * Any thread; with a snapshot it blocks on the local file, for the size of the disk
+ * then.  Returns: NULL: the errnos of be_image_snapshot_find(), EOPNOTSUPP when the
+ * image was made smaller since the snapshot, so that QEMU shows only a part of it.
+ */
+BeStream *be_stream_new_image(const BeImageSource *source, GError **error);
