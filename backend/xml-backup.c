@@ -15,6 +15,8 @@ static void backup_disk_free(gpointer data)
 
     g_free(disk->target);
     g_free(disk->export_name);
+    g_free(disk->incremental);
+    g_free(disk->export_bitmap);
     g_free(disk->scratch);
     g_free(disk);
 }
@@ -46,6 +48,8 @@ static gboolean parse_disk(const xmlNode *node, BeXmlBackup *backup, GError **er
     /* 'yes' is libvirt's default for a disk that is listed. */
     disk->backup = !xml_attribute_is(node, "backup", "no");
     disk->export_name = xml_attribute(node, "exportname");
+    disk->incremental = xml_attribute(node, "incremental");
+    disk->export_bitmap = xml_attribute(node, "exportbitmap");
     disk->scratch = xml_attribute(scratch, "file");
     if (!disk->scratch) {
         disk->scratch = xml_attribute(scratch, "dev");
@@ -83,6 +87,24 @@ BeXmlBackup *be_xml_backup_parse(const char *xml, GError **error)
     return g_steal_pointer(&backup);
 }
 
+static gboolean build_incremental(xmlNode *node, const BeXmlBackupDisk *disk, GError **error)
+{
+    if (!disk->incremental) {
+        return TRUE;
+    }
+    if (!xml_check_text(disk->incremental, "name of a checkpoint", error)
+        || (disk->export_bitmap
+            && !xml_check_text(disk->export_bitmap, "name of a bitmap", error))) {
+        return FALSE;
+    }
+    xml_set_attribute(node, "backupmode", "incremental");
+    xml_set_attribute(node, "incremental", disk->incremental);
+    if (disk->export_bitmap) {
+        xml_set_attribute(node, "exportbitmap", disk->export_bitmap);
+    }
+    return TRUE;
+}
+
 static gboolean build_disk(xmlNode *disks, const BeXmlBackupDisk *disk, GError **error)
 {
     const char *export_name = disk->export_name ? disk->export_name : disk->target;
@@ -104,6 +126,9 @@ static gboolean build_disk(xmlNode *disks, const BeXmlBackupDisk *disk, GError *
     }
     xml_set_attribute(node, "type", "file");
     xml_set_attribute(node, "exportname", export_name);
+    if (!build_incremental(node, disk, error)) {
+        return FALSE;
+    }
     xml_set_attribute(xml_add_child(node, "driver"), "type", "qcow2");
     xml_set_attribute(xml_add_child(node, "scratch"), "file", disk->scratch);
     return TRUE;

@@ -145,6 +145,13 @@ guint xml_attribute_uint(const xmlNode *node, const char *name)
     return (guint)value;
 }
 
+gboolean xml_attribute_u64(const xmlNode *node, const char *name, guint64 *ret)
+{
+    g_autofree char *text = xml_attribute(node, name);
+
+    return text && g_ascii_string_to_unsigned(text, 10, 0, G_MAXUINT64, ret, NULL);
+}
+
 char *xml_content(const xmlNode *node)
 {
     g_autofree char *text = node ? take_string(xmlNodeGetContent(node)) : NULL;
@@ -199,6 +206,11 @@ xmlNode *xml_add_child(xmlNode *parent, const char *name)
     return node;
 }
 
+void xml_add_text(xmlNode *parent, const char *name, const char *text)
+{
+    need(xmlNewTextChild(parent, NULL, (const xmlChar *)name, (const xmlChar *)text));
+}
+
 void xml_set_attribute(xmlNode *node, const char *name, const char *value)
 {
     need(xmlNewProp(node, (const xmlChar *)name, (const xmlChar *)value));
@@ -237,10 +249,15 @@ gboolean xml_check_path(const char *path, const char *what, GError **error)
 
 char *xml_write_document(xmlDoc *doc)
 {
+    return xml_write_element(xmlDocGetRootElement(doc));
+}
+
+char *xml_write_element(xmlNode *node)
+{
     g_autoptr(xmlBuffer) buffer = xmlBufferCreate();
 
     need(buffer);
-    if (xmlNodeDump(buffer, doc, xmlDocGetRootElement(doc), 0, 1) < 0) {
+    if (xmlNodeDump(buffer, node->doc, node, 0, 1) < 0) {
         need(NULL);
     }
     return g_strconcat((const char *)xmlBufferContent(buffer), "\n", NULL);

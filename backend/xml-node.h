@@ -46,6 +46,11 @@ gboolean xml_attribute_is(const xmlNode *node, const char *name, const char *val
 guint xml_attribute_uint(const xmlNode *node, const char *name);
 
 /**
+ * xml_attribute_u64: Returns: whether there is a decimal number; it is in @ret.
+ */
+gboolean xml_attribute_u64(const xmlNode *node, const char *name, guint64 *ret);
+
+/**
  * xml_content: Returns: the text of an element exactly as it is (names and paths
  * may end in a space), or NULL when it is empty or there is no @node.
  */
@@ -62,6 +67,12 @@ gboolean xml_target_is_valid(const char *target);
  */
 xmlDoc *xml_new_document(const char *root_name, xmlNode **ret_root);
 xmlNode *xml_add_child(xmlNode *parent, const char *name);
+
+/**
+ * xml_add_text: a child element with a text that has passed xml_check_text();
+ * libxml2 escapes it.
+ */
+void xml_add_text(xmlNode *parent, const char *name, const char *text);
 
 /**
  * xml_set_attribute: @value must have passed xml_check_text(); libxml2 escapes it.
@@ -83,3 +94,8 @@ gboolean xml_check_path(const char *path, const char *what, GError **error);
  * own dumps are.
  */
 char *xml_write_document(xmlDoc *doc);
+
+/**
+ * xml_write_element: Returns: the same for one element of a document.
+ */
+char *xml_write_element(xmlNode *node);

@@ -149,6 +149,8 @@ typedef struct {
     char *target;
     gboolean backup;           /* FALSE: this disk is left out */
     char *export_name;         /* of the NBD export; NULL when building: the target */
+    char *incremental;         /* the checkpoint it starts from; NULL: full */
+    char *export_bitmap;       /* of an incremental one: name of its dirty bitmap, or NULL */
     char *scratch;             /* absolute path, or NULL */
     guint scratch_index;       /* for "vda[N]"; only in a running one; 0: none */
 } BeXmlBackupDisk;
@@ -159,7 +161,7 @@ typedef struct {
 typedef struct {
     gboolean pull;             /* mode='pull'; else push */
     char *socket;              /* unix socket of the NBD server, or NULL */
-    char *incremental;         /* the checkpoint it starts from, or NULL */
+    char *incremental;         /* the checkpoint all disks start from that do not say, or NULL */
     GPtrArray *disks;          /* of BeXmlBackupDisk */
 } BeXmlBackup;
 
@@ -169,9 +171,10 @@ typedef struct {
  * @disks: (element BeXmlBackupDisk): all disks of the domain; scratch files are
  *   qcow2 and made by libvirt
  *
- * Builds the XML of a full backup in pull mode for virDomainBackupBegin()
- * (libvirt formatbackup; schema domainbackup.rng).  Every disk must be listed:
- * libvirt backs up one that is not.
+ * Builds the XML of a backup in pull mode for virDomainBackupBegin() (libvirt
+ * formatbackup; schema domainbackup.rng).  Every disk must be listed: libvirt
+ * backs up one that is not.  Each says for itself whether it is incremental, for a
+ * disk that the checkpoint does not have makes libvirt refuse all of it.
  *
  * Returns: the XML, to be freed with g_free(); NULL: EINVAL when a text cannot
  * be in XML (not UTF-8, control characters) or a path is not absolute.
@@ -187,3 +190,69 @@ char *be_xml_backup_build(const char *socket, const GPtrArray *disks, GError **e
 BeXmlBackup *be_xml_backup_parse(const char *xml, GError **error);
 void be_xml_backup_free(BeXmlBackup *backup);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeXmlBackup, be_xml_backup_free)
+
+/**
+ * BeXmlCheckpointDisk: one disk of a checkpoint.  As BeXmlBackupDisk: the caller's
+ * when building, else the checkpoint's.
+ */
+typedef struct {
+    char *target;
+    char *bitmap;              /* its name; NULL: the checkpoint does not have this disk */
+    gboolean has_size;
+    guint64 size;              /* bytes changed since, where that was asked for */
+} BeXmlCheckpointDisk;
+
+/**
+ * BeXmlCheckpoint: a checkpoint of a domain.
+ */
+typedef struct {
+    char *name;
+    char *description;         /* or NULL */
+    char *parent;              /* name, or NULL */
+    gint64 created_s;          /* seconds since the epoch; 0: not said */
+    GPtrArray *disks;          /* of BeXmlCheckpointDisk */
+    char *domain_uuid;         /* of the domain as it was then; NULL: not said */
+    char *domain_xml;          /* the domain as it was then, or NULL */
+} BeXmlCheckpoint;
+
+/**
+ * be_xml_checkpoint_build:
+ * @description: (nullable)
+ * @disks: (element BeXmlCheckpointDisk): all disks of the domain; only whether
+ *   `bitmap` is NULL counts, for libvirt names each after the checkpoint
+ *
+ * Builds the XML of a new checkpoint for virDomainBackupBegin() and
+ * virDomainCheckpointCreateXML() (libvirt formatcheckpoint; schema
+ * domaincheckpoint.rng).
+ *
+ * Returns: the XML, to be freed with g_free(); NULL: EINVAL as above.
+ */
+char *be_xml_checkpoint_build(const char *name, const char *description, const GPtrArray *disks,
+                              GError **error);
+
+/**
+ * be_xml_checkpoint_parse:
+ * @xml: virDomainCheckpointGetXMLDesc()
+ *
+ * Returns: the checkpoint, to be freed with be_xml_checkpoint_free(); NULL: EFBIG,
+ * EIO.
+ */
+BeXmlCheckpoint *be_xml_checkpoint_parse(const char *xml, GError **error);
+void be_xml_checkpoint_free(BeXmlCheckpoint *checkpoint);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeXmlCheckpoint, be_xml_checkpoint_free)
+
+/**
+ * be_xml_checkpoint_disk: Returns: the disk of that target if the checkpoint has
+ * it (owned by @checkpoint), else NULL.
+ */
+const BeXmlCheckpointDisk *be_xml_checkpoint_disk(const BeXmlCheckpoint *checkpoint,
+                                                  const char *target);
+
+/**
+ * be_xml_checkpoint_without: the same checkpoint without one of its disks, to be
+ * redefined: libvirt deletes none of which one bitmap is missing.
+ *
+ * Returns: the XML, to be freed with g_free(); NULL: EFBIG, EIO; ENOENT where the
+ * checkpoint does not have the disk.
+ */
+char *be_xml_checkpoint_without(const char *xml, const char *target, GError **error);

@@ -29,6 +29,33 @@ static void fuzz_backup(const char *text)
     }
 }
 
+static void fuzz_checkpoint(const char *text)
+{
+    g_autoptr(BeXmlCheckpoint) checkpoint = be_xml_checkpoint_parse(text, NULL);
+    g_autofree char *xml = NULL;
+
+    if (!checkpoint) {
+        return;
+    }
+    xml = be_xml_checkpoint_build(checkpoint->name, checkpoint->description, checkpoint->disks,
+                                  NULL);
+    if (xml) {
+        g_autoptr(GError) error = NULL;
+        g_autoptr(BeXmlCheckpoint) again = be_xml_checkpoint_parse(xml, &error);
+
+        g_assert_no_error(error);
+        g_assert_cmpstr(again->name, ==, checkpoint->name);
+        g_assert_cmpstr(again->description, ==, checkpoint->description);
+        g_assert_cmpuint(again->disks->len, ==, checkpoint->disks->len);
+    }
+    for (guint i = 0; i < checkpoint->disks->len; i++) {
+        const BeXmlCheckpointDisk *disk = g_ptr_array_index(checkpoint->disks, i);
+        g_autofree char *less = be_xml_checkpoint_without(text, disk->target, NULL);
+
+        g_assert_true(less != NULL || !be_xml_checkpoint_disk(checkpoint, disk->target));
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     g_autofree char *text = g_strndup((const char *)data, size);
@@ -39,5 +66,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     g_assert_true((domain == NULL) == (error != NULL));
     (void)be_xml_capabilities_parse(text, &caps, NULL);
     fuzz_backup(text);
+    fuzz_checkpoint(text);
     return 0;
 }
