@@ -4,6 +4,8 @@
  */
 #pragma once
 
+#include <json-glib/json-glib.h>
+
 #include "backend/job.h"
 #include "backend/private.h"
 #include "backend/xml.h"
@@ -223,4 +225,11 @@ GPtrArray *be_journal_marks(Be *be);
  * Returns: (element Backup)
  */
 GPtrArray *be_journal_load(Be *be);
+
+/**
+ * be_journal_parse: the backup of one record, for any input.
+ * @record: what be_record_load() found
+ * Returns: (transfer full): or NULL where it lacks what every record has.
+ */
+Backup *be_journal_parse(Be *be, JsonObject *record);
 

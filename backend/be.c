@@ -18,6 +18,7 @@
 #include "backend/freeze.h"
 #include "backend/job.h"
 #include "backend/private.h"
+#include "backend/record.h"
 
 #define STOP_JOBS_US (50 * G_USEC_PER_SEC)
 #define START_WAIT_US (10 * G_USEC_PER_SEC)
@@ -261,6 +262,9 @@ gboolean be_start(Be *be, GError **error)
         return FALSE;
     }
     refresh_lock(be);
+    if (!be->read_only) {
+        be_record_tidy(be);
+    }
     be->started = TRUE;
     g_atomic_int_set(&be->starting, 1);
     be->timer_thread = g_thread_new("be-timer", timer_main, be);

@@ -51,6 +51,20 @@ gboolean be_dirs_ensure(const char *path, mode_t mode, GError **error)
     return errnum == 0;
 }
 
+gboolean be_dirs_sync(const char *path, GError **error)
+{
+    int fd = open_directory(path);
+    gboolean synced = fd >= 0 && fsync(fd) == 0;
+
+    if (!synced) {
+        be_error_set_errno(error, errno, "cannot sync the directory '%s'", path);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return synced;
+}
+
 static char *random_name(GError **error)
 {
     guint8 bytes[RANDOM_BYTES];

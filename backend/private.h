@@ -167,6 +167,12 @@ void be_inventory_stop(BeInventory *inventory);
 gboolean be_dirs_ensure(const char *path, mode_t mode, GError **error);
 
 /**
+ * be_dirs_sync: makes what was renamed or removed in it durable.
+ * Returns: FALSE: the errno of open(2) or fsync(2).
+ */
+gboolean be_dirs_sync(const char *path, GError **error);
+
+/**
  * be_dirs_random: a path in @parent that nobody can guess; makes nothing, so
  * that it can be written down first.  To be freed with g_free().
  */
