@@ -256,3 +256,26 @@ const BeXmlCheckpointDisk *be_xml_checkpoint_disk(const BeXmlCheckpoint *checkpo
  * checkpoint does not have the disk.
  */
 char *be_xml_checkpoint_without(const char *xml, const char *target, GError **error);
+
+/**
+ * BeXmlBootDisk: a disk of a throw-away machine; the strings are the caller's.
+ */
+typedef struct {
+    char *target;
+    char *overlay;             /* a qcow2 image, absolute path */
+} BeXmlBootDisk;
+
+/**
+ * be_xml_boot_build: the XML of a machine that is a copy of another, made to be
+ * thrown away: nothing that belongs to the host or to the original is in it but
+ * what it boots from (kernel, firmware), its network cards are not connected, its
+ * drives are empty.
+ * @domain_xml: of the original
+ * @disks: (element BeXmlBootDisk): its disks; the others are left out
+ * @nvram: (nullable): a copy of the firmware's variable store
+ *
+ * Returns: the XML, to be freed with g_free(); NULL: EINVAL for a text that
+ * cannot be in XML or a path that is not absolute; EFBIG, EIO for @domain_xml.
+ */
+char *be_xml_boot_build(const char *domain_xml, const char *name, const char *uuid,
+                        const GPtrArray *disks, const char *nvram, GError **error);
