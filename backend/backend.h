@@ -133,11 +133,16 @@ void be_set_observer(Be *be, BeObserver observer, gpointer user);
 gboolean be_start(Be *be, GError **error);
 
 /**
- * be_stop: cancels queued jobs, waits for running ones (bounded), ends the
- * backups of this mount, closes streams and connections, joins the threads.
- * Blocks, at most 60 s.  Each callback still due is called before it returns.
+ * be_stop: cancels queued jobs, waits for running ones, ends the backups of this
+ * mount, closes streams and connections, joins the threads.  Blocks: as long as
+ * the host answers, at most 50 s; a host that hangs is given up after 10 s.
+ *
+ * Returns: TRUE when all has ended and each callback was called.  FALSE when
+ *   threads still wait for the host: what is local is removed, the journal keeps
+ *   the rest for the next start, and the process should end without freeing what
+ *   callbacks use.
  */
-void be_stop(Be *be);
+gboolean be_stop(Be *be);
 
 void be_free(Be *be);
 

@@ -81,6 +81,12 @@ void be_backups_recover(Be *be);
 void be_backups_end_all(Be *be);
 
 /**
+ * be_backups_abandon: the host hangs and we end: readers get EIO, what is only
+ * ours is removed; the journal keeps what the host may still run.
+ */
+void be_backups_abandon(Be *be);
+
+/**
  * be_backups_in_the_way: the backup of a domain that runs or ends.
  * Returns: a new reference, or NULL.
  */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * be.c - the host: directories and lock, threads, and the order of start and stop.
+ * be.c - the host: directories and lock, threads, and the order of the start; see stop.c.
  *
  * Main thread; the timer thread runs here.
  */
@@ -20,7 +20,6 @@
 #include "backend/private.h"
 #include "backend/record.h"
 
-#define STOP_JOBS_US (50 * G_USEC_PER_SEC)
 #define START_WAIT_US (10 * G_USEC_PER_SEC)
 #define SUN_PATH_MAX 107
 
@@ -75,6 +74,12 @@ static gboolean timer_quit(gpointer data)
 {
     g_main_loop_quit(data);
     return G_SOURCE_REMOVE;
+}
+
+void be_timer_stop(Be *be)
+{
+    g_source_unref(be_timer_add(be, 0, timer_quit, be->timer_loop, NULL));
+    g_thread_join(be->timer_thread);
 }
 
 /* ---- Directories and the lock ---------------------------------------------------- */
@@ -189,7 +194,7 @@ Be *be_new(const BeConfig *config, GError **error)
     return be;
 }
 
-/* ---- Start and stop --------------------------------------------------------------- */
+/* ---- Start --------------------------------------------------------------- */
 
 typedef struct {
     gatomicrefcount refs;
@@ -281,30 +286,6 @@ gboolean be_start(Be *be, GError **error)
     usable = wait_first(first, error);
     first_read_unref(first);
     return usable;
-}
-
-void be_stop(Be *be)
-{
-    if (!be->started) {
-        return;
-    }
-    g_atomic_int_set(&be->stopping, 1);
-    be_inventory_stop(be->inventory);
-    be_jobs_refuse_new(be->jobs);
-    be_backups_end_all(be);
-    if (be->freezes) {
-        be_freezes_end_all(be);
-    }
-    be->threads_stuck = !be_jobs_wait(be->jobs, STOP_JOBS_US);
-    if (be->threads_stuck) {
-        g_warning("libvirt does not answer; what waits for it is left behind");
-        return;
-    }
-    be_conn_close(be->query_conn);
-    be_conn_close(be->action_conn);
-    be_event_stop(be);
-    g_source_unref(be_timer_add(be, 0, timer_quit, be->timer_loop, NULL));
-    g_thread_join(be->timer_thread);
 }
 
 void be_free(Be *be)

@@ -12,6 +12,8 @@
 #include "backend/backup.h"
 #include "backend/error.h"
 #include "backend/step.h"
+#include "backend/stream.h"
+#include "backend/view-qcow2.h"
 
 /* While a guest boots QEMU takes half a minute to let a job go (facts). */
 #define ABORT_WAIT_US (45 * G_USEC_PER_SEC)
@@ -127,5 +129,28 @@ void be_backups_end_all(Be *be)
 
     for (guint i = 0; i < backups->len; i++) {
         be_job_unref(be_backup_end(be, g_ptr_array_index(backups, i), ended_at_stop, NULL));
+    }
+}
+
+void be_backups_abandon(Be *be)
+{
+    g_autoptr(GPtrArray) backups = be_backups(be, NULL);
+
+    for (guint i = 0; i < backups->len; i++) {
+        Backup *backup = g_ptr_array_index(backups, i);
+
+        for (guint j = 0; j < backup->pub.disks->len; j++) {
+            const BeDisk *disk = g_ptr_array_index(backup->pub.disks, j);
+
+            be_stream_fail(disk->stream, "vmsnapfs ends");
+            be_view_fail(disk->full, "vmsnapfs ends");
+        }
+        if (backup->off) {
+            backup_release(backup);
+            be_journal_remove(be, backup->pub.id);
+        } else {
+            g_warning("backup '%s' of '%s' may still run; the next start looks after it",
+                      backup->pub.name, backup->pub.domain_name);
+        }
     }
 }

@@ -83,6 +83,11 @@ void be_notify(Be *be, const BeEvent *event);
 GSource *be_timer_add(Be *be, guint delay_ms, GSourceFunc func, gpointer data,
                       GDestroyNotify destroy);
 
+/**
+ * be_timer_stop: ends the timer thread and waits for it.
+ */
+void be_timer_stop(Be *be);
+
 /* ---- conn.c --------------------------------------------------------------- */
 
 /**

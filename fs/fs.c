@@ -22,6 +22,9 @@
 #define WAKE_SIGNAL SIGUSR1
 #define WAKE_EVERY_US 10000
 
+/* How long a request may still take for its own end when the mount ends. */
+#define LAST_WAIT_MS 1000
+
 /* ---- The timer thread ------------------------------------------------------ */
 
 GSource *fs_timer_add(Fs *fs, guint delay_ms, GSourceFunc func, gpointer data,
@@ -114,6 +117,8 @@ Fs *fs_new(const FsConfig *config, Be *be, GError **error)
     g_mutex_init(&fs->domains_lock);
     g_mutex_init(&fs->exit_lock);
     g_cond_init(&fs->exit_cond);
+    g_mutex_init(&fs->waiting_lock);
+    g_queue_init(&fs->waiting);
     g_mutex_init(&fs->files_lock);
     fs->files = g_hash_table_new(NULL, NULL);
     g_mutex_init(&fs->commands_lock);
@@ -177,25 +182,31 @@ gboolean fs_mount(Fs *fs, GError **error)
 }
 
 typedef struct {
+    FsWorkers *all;
+    GThread *thread;
+    pthread_t id;
+    gint running;              /* atomic; -1: not yet; 0: it has left its loop */
+} Worker;
+
+struct FsWorkers {
     Fs *fs;
     void (*ready)(gpointer user);
     gpointer user;
-    gint *ready_done;          /* atomic, shared by the workers */
-    gint running;              /* atomic; 0: this worker has left its loop */
-    pthread_t thread;
-} Worker;
+    gint ready_done;           /* atomic */
+    Worker worker[WORKERS];
+};
 
 static void woken(int signum G_GNUC_UNUSED)
 {
 }
 
-static gpointer worker_main(gpointer data)
+static void worker_serve(Worker *worker)
 {
-    Worker *worker = data;
-    Fs *fs = worker->fs;
+    FsWorkers *all = worker->all;
+    Fs *fs = all->fs;
     struct fuse_buf buffer = {.mem = NULL};
 
-    while (!g_atomic_int_get(&fs->exiting) && !fuse_session_exited(fs->session)) {
+    while (!g_atomic_int_get(&fs->over) && !fuse_session_exited(fs->session)) {
         int result = fuse_session_receive_buf(fs->session, &buffer);
 
         if (result == -EINTR || result == -EAGAIN) {
@@ -205,13 +216,26 @@ static gpointer worker_main(gpointer data)
             break;
         }
         fuse_session_process_buf(fs->session, &buffer);
-        if (worker->ready && g_atomic_int_get(&fs->kernel_ready)
-            && g_atomic_int_compare_and_exchange(worker->ready_done, 0, 1)) {
-            worker->ready(worker->user);
+        if (all->ready && g_atomic_int_get(&fs->kernel_ready)
+            && g_atomic_int_compare_and_exchange(&all->ready_done, 0, 1)) {
+            all->ready(all->user);
         }
     }
     free(buffer.mem);          /* libfuse allocated it with malloc() */
     fs_exit(fs);
+}
+
+static gpointer worker_main(gpointer data)
+{
+    Worker *worker = data;
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, WAKE_SIGNAL);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    worker->id = pthread_self();
+    g_atomic_int_set(&worker->running, 1);
+    worker_serve(worker);
     g_atomic_int_set(&worker->running, 0);
     return NULL;
 }
@@ -220,56 +244,68 @@ static gpointer worker_main(gpointer data)
  * Blocked reads of /dev/fuse are woken by a signal.  One that arrives between
  * the check of the flag and the read is lost, so it is sent again and again.
  */
-static void join_worker(Worker *worker, GThread *thread)
+static void join_worker(Worker *worker)
 {
     while (g_atomic_int_get(&worker->running)) {
-        pthread_kill(worker->thread, WAKE_SIGNAL);
+        pthread_kill(worker->id, WAKE_SIGNAL);
         g_usleep(WAKE_EVERY_US);
     }
-    g_thread_join(thread);
+    g_thread_join(worker->thread);
 }
 
-static gpointer worker_entry(gpointer data)
+static FsWorkers *workers_start(Fs *fs, void (*ready)(gpointer user), gpointer user)
 {
-    Worker *worker = data;
-    sigset_t set;
+    struct sigaction action = {.sa_handler = woken};
+    FsWorkers *all = g_new0(FsWorkers, 1);
 
-    sigemptyset(&set);
-    sigaddset(&set, WAKE_SIGNAL);
-    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    worker->thread = pthread_self();
-    g_atomic_int_set(&worker->running, 1);
-    return worker_main(worker);
+    sigaction(WAKE_SIGNAL, &action, NULL);
+    all->fs = fs;
+    all->ready = ready;
+    all->user = user;
+    for (guint i = 0; i < WORKERS; i++) {
+        Worker *worker = &all->worker[i];
+        g_autofree char *name = g_strdup_printf("fuse-%u", i);
+
+        worker->all = all;
+        worker->running = -1;
+        worker->thread = g_thread_new(name, worker_main, worker);
+        while (g_atomic_int_get(&worker->running) == -1) {
+            g_thread_yield();
+        }
+    }
+    return all;
+}
+
+/* What a host that hangs keeps from its end; on the timer thread. */
+static gboolean refuse_waiting(gpointer data)
+{
+    fs_req_refuse_all(data);
+    return G_SOURCE_REMOVE;
 }
 
 void fs_loop(Fs *fs, void (*ready)(gpointer user), gpointer user)
 {
-    struct sigaction action = {.sa_handler = woken};
-    Worker workers[WORKERS];
-    GThread *threads[WORKERS];
-    gint ready_done = 0;
-
-    sigaction(WAKE_SIGNAL, &action, NULL);
     fs->timer_thread = g_thread_new("fs-timer", timer_main, fs);
-    for (guint i = 0; i < WORKERS; i++) {
-        g_autofree char *name = g_strdup_printf("fuse-%u", i);
-
-        workers[i] = (Worker){.fs = fs, .ready = ready, .user = user, .ready_done = &ready_done,
-                              .running = -1};
-        threads[i] = g_thread_new(name, worker_entry, &workers[i]);
-        while (g_atomic_int_get(&workers[i].running) == -1) {
-            g_thread_yield();
-        }
-    }
+    fs->workers = workers_start(fs, ready, user);
     g_mutex_lock(&fs->exit_lock);
     while (!g_atomic_int_get(&fs->exiting)) {
         g_cond_wait(&fs->exit_cond, &fs->exit_lock);
     }
     g_mutex_unlock(&fs->exit_lock);
-    for (guint i = 0; i < WORKERS; i++) {
-        join_worker(&workers[i], threads[i]);
-    }
     fs_feed_close(fs->feed);
+    g_source_unref(fs_timer_add(fs, LAST_WAIT_MS, refuse_waiting, fs, NULL));
+}
+
+void fs_finish(Fs *fs)
+{
+    if (!fs->workers) {
+        return;
+    }
+    g_atomic_int_set(&fs->over, 1);
+    for (guint i = 0; i < WORKERS; i++) {
+        join_worker(&fs->workers->worker[i]);
+    }
+    g_clear_pointer(&fs->workers, g_free);
 }
 
 void fs_exit(Fs *fs)

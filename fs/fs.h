@@ -3,7 +3,7 @@
  * fs.h - the file system as the programs in mountd/ see it.
  *
  * Order of life: fs_new(), fs_mount(), [fork], be_start(), fs_loop(), be_stop(),
- * fs_unmount(), fs_free().  All from the main thread, except fs_exit().
+ * fs_finish(), fs_unmount(), fs_free().  All from the main thread, except fs_exit().
  */
 #pragma once
 
@@ -50,10 +50,17 @@ gboolean fs_mount(Fs *fs, GError **error);
  * @ready: called once, from a worker thread, when the kernel has been answered
  *   for the first time (FUSE INIT); may be NULL
  *
- * Starts all threads of the file system and joins those that read the kernel's
- * requests.  Requests still being worked on are answered by be_stop().
+ * Starts all threads of the file system.  After the return they go on to answer,
+ * so that nobody waits for the end of the daemon: what comes now gets EIO at once,
+ * what is being worked on EIO soon, unless be_stop() ends it before.
  */
 void fs_loop(Fs *fs, void (*ready)(gpointer user), gpointer user);
+
+/**
+ * fs_finish: ends the threads that read the kernel's requests.  Harmless when
+ * there are none.
+ */
+void fs_finish(Fs *fs);
 
 /**
  * fs_exit: makes fs_loop() return.  Any thread; not from a signal handler.

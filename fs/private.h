@@ -21,6 +21,7 @@
 #include "fs/node.h"
 
 struct fuse_session;
+typedef struct FsWorkers FsWorkers;
 
 struct Fs {
     Be *be;
@@ -56,13 +57,18 @@ struct Fs {
     GMutex files_lock;
     GHashTable *files;         /* guarded by files_lock; set of open FsFile */
 
+    GMutex waiting_lock;
+    GQueue waiting;            /* guarded by waiting_lock; of FsReq without an answer */
+
+    FsWorkers *workers;        /* from fs_loop() to fs_finish() */
     GMutex exit_lock;
     GCond exit_cond;           /* exiting was set */
 
     GMutex commands_lock;
     GHashTable *commands;      /* guarded by commands_lock; ids of objects whose control is busy */
 
-    gint exiting;              /* atomic */
+    gint exiting;              /* atomic: requests are answered with EIO */
+    gint over;                 /* atomic: requests are not read any more */
     gint kernel_ready;         /* atomic: INIT was answered */
     gint requests;             /* atomic counters for stats */
     gint open_files;

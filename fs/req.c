@@ -19,6 +19,11 @@
 /* Signals that mean "I no longer want this"; all others are no reason. */
 static const int ending_signals[] = {SIGKILL, SIGINT, SIGTERM, SIGHUP, SIGQUIT};
 
+static void req_unref_cb(gpointer data)
+{
+    fs_req_unref(data);
+}
+
 int fs_error_errno(const GError *error)
 {
     if (!error) {
@@ -46,8 +51,9 @@ FsReq *fs_req_new(Fs *fs, fuse_req_t fuse, const char *op, fuse_ino_t ino, const
     FsReq *req;
 
     g_atomic_int_inc(&fs->requests);
-    if (!node) {
-        fuse_reply_err(fuse, ENOENT);
+    if (!node || g_atomic_int_get(&fs->exiting)) {
+        fuse_reply_err(fuse, node ? EIO : ENOENT);
+        fs_node_unref(fs->nodes, node);
         return NULL;
     }
     req = g_new0(FsReq, 1);
@@ -66,7 +72,25 @@ FsReq *fs_req_new(Fs *fs, fuse_req_t fuse, const char *op, fuse_ino_t ino, const
         req->fi = *fi;
         req->file = fi->fh ? fs_file_ref((FsFile *)(uintptr_t)fi->fh) : NULL;
     }
+    req->link.data = req;
+    g_mutex_lock(&fs->waiting_lock);
+    g_queue_push_tail_link(&fs->waiting, &req->link);
+    g_mutex_unlock(&fs->waiting_lock);
     return req;
+}
+
+void fs_req_refuse_all(Fs *fs)
+{
+    g_autoptr(GPtrArray) all = g_ptr_array_new_with_free_func(req_unref_cb);
+
+    g_mutex_lock(&fs->waiting_lock);
+    for (GList *link = fs->waiting.head; link; link = link->next) {
+        g_ptr_array_add(all, fs_req_ref(link->data));
+    }
+    g_mutex_unlock(&fs->waiting_lock);
+    for (guint i = 0; i < all->len; i++) {
+        fs_req_error(g_ptr_array_index(all, i), EIO);
+    }
 }
 
 FsReq *fs_req_ref(FsReq *req)
@@ -136,7 +160,6 @@ gboolean fs_req_is_answered(FsReq *req)
 }
 
 static gboolean interrupted_on_timer(gpointer data);
-static void req_unref_cb(gpointer data);
 
 static void look_at_caller(FsReq *req, guint delay_ms)
 {
@@ -164,11 +187,6 @@ static gboolean interrupted_on_timer(gpointer data)
         look_at_caller(req, LOOK_AGAIN_MS);
     }
     return G_SOURCE_REMOVE;
-}
-
-static void req_unref_cb(gpointer data)
-{
-    fs_req_unref(data);
 }
 
 /*
@@ -206,7 +224,13 @@ static fuse_req_t take(FsReq *req)
     g_mutex_lock(&req->lock);
     fuse = g_steal_pointer(&req->fuse);
     g_mutex_unlock(&req->lock);
-    if (fuse && req->cancel) {
+    if (!fuse) {
+        return NULL;
+    }
+    g_mutex_lock(&req->fs->waiting_lock);
+    g_queue_unlink(&req->fs->waiting, &req->link);
+    g_mutex_unlock(&req->fs->waiting_lock);
+    if (req->cancel) {
         fuse_req_interrupt_func(fuse, NULL, NULL);
     }
     return fuse;

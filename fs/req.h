@@ -19,6 +19,7 @@ typedef struct FsReq FsReq;
 struct FsReq {
     gatomicrefcount refs;
     Fs *fs;
+    GList link;                /* in fs->waiting until it is answered */
     GMutex lock;               /* between an answer and fs_req_on_cancel() */
     fuse_req_t fuse;           /* guarded by lock; NULL once somebody took it to answer */
     const char *op;            /* "mkdir"; static */
@@ -41,12 +42,17 @@ struct FsReq {
 /**
  * fs_req_new: takes the request of a handler.
  * @op: static name
- * Returns: the request, or NULL when the node is unknown: it is answered with
- *   ENOENT then.
+ * Returns: the request, or NULL when it has been answered: with ENOENT, the node
+ *   is unknown; with EIO, the mount is ending.
  */
 FsReq *fs_req_new(Fs *fs, fuse_req_t fuse, const char *op, fuse_ino_t ino, const char *name,
                   const struct fuse_file_info *fi);
 FsReq *fs_req_ref(FsReq *req);
+
+/**
+ * fs_req_refuse_all: answers all that wait with EIO: the mount is about to end.
+ */
+void fs_req_refuse_all(Fs *fs);
 void fs_req_unref(FsReq *req);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(FsReq, fs_req_unref)
 

@@ -44,6 +44,7 @@ typedef struct {
     Be *be;
     Fs *fs;
     gint stop;                 /* atomic: 1 when asked to end */
+    gboolean hangs;            /* the host does not answer: threads wait in libvirt */
 } Mount;
 
 /* ---- Called from other threads -------------------------------------------- */
@@ -173,7 +174,8 @@ static gboolean mounted_serve(Mount *mount, GError **error)
     }
     g_message("ending the service of %s at %s", mount->options->uri, mount->options->mountpoint);
     vm_ready_stopping(STOP_SECONDS);
-    be_stop(mount->be);
+    mount->hangs = !be_stop(mount->be);
+    fs_finish(mount->fs);
     return TRUE;
 }
 
@@ -203,10 +205,23 @@ static gboolean mount_run(Mount *mount, GError **error)
     mount->fs = filesystem_new(mount->options, mount->be, error);
     if (mount->fs) {
         ok = filesystem_run(mount, error);
-        fs_free(mount->fs);
     }
-    be_free(mount->be);
+    if (!mount->hangs) {
+        fs_free(mount->fs);
+        be_free(mount->be);
+    }
     return ok;
+}
+
+/*
+ * Threads that hang in libvirt may come back while the libraries are being taken
+ * down, so nothing is: the process just ends.
+ */
+static void leave_at_once(VmReady *ready)
+{
+    vm_ready_free(ready);
+    (void)fflush(NULL);
+    _exit(0);
 }
 
 static int complain(const GError *error)
@@ -239,6 +254,9 @@ static int command_mount(const VmOptions *options)
     }
     if (!mount_run(&mount, &error)) {
         return complain(error);
+    }
+    if (mount.hangs) {
+        leave_at_once(g_steal_pointer(&ready));
     }
     return 0;
 }
