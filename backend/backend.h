@@ -511,3 +511,5 @@ BeStream *be_disk_full(const BeDisk *disk);
  * @disk: of a backup that lives until @done
  */
 void be_disk_full_prepare(const BeDisk *disk, BeDone done, gpointer user);
+
+#include "backend/backend-objects.h"

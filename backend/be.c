@@ -17,6 +17,7 @@
 #include "backend/error.h"
 #include "backend/freeze.h"
 #include "backend/job.h"
+#include "backend/objects.h"
 #include "backend/private.h"
 #include "backend/record.h"
 
@@ -190,6 +191,7 @@ Be *be_new(const BeConfig *config, GError **error)
      */
     be->action_conn = g_str_has_prefix(be->uri, "test:") ? be->query_conn : be_conn_new(be, FALSE);
     be->inventory = be_inventory_new(be);
+    be->objects = be_objects_new(be);
     be->backups = be_backups_new(be);
     return be;
 }
@@ -297,6 +299,7 @@ void be_free(Be *be)
     be_freezes_free(be->freezes);
     be_backups_free(be->backups);
     be_jobs_free(be->jobs);
+    be_objects_free(be->objects);
     be_inventory_free(be->inventory);
     if (be->action_conn != be->query_conn) {
         be_conn_free(be->action_conn);

@@ -4,10 +4,10 @@
  *
  * Events only say that something changed; the list is then read again as a
  * whole by a query worker, so there is one mechanism and no event can be
- * missed for longer than a reader looks (0.5 s).  Requests that need it fresh
- * wait on the list of waiters, at most 1 s, and not at all while a read hangs.
+ * missed for longer than a reader looks (0.5 s).  How it is kept fresh, and who
+ * waits for it, is fresh.c's.
  *
- * Any thread; `lock` guards everything but the lists, which are immutable.
+ * Any thread; the lists are immutable.
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
@@ -16,30 +16,15 @@
 
 #include "backend/backup.h"
 #include "backend/error.h"
-#include "backend/job.h"
+#include "backend/fresh.h"
+#include "backend/objects.h"
 #include "backend/private.h"
-
-#define FRESH_US (G_USEC_PER_SEC / 2)
-#define WAIT_US G_USEC_PER_SEC
-#define RETRY_MS 1000
-
-typedef struct {
-    BeRefreshDone done;
-    gpointer user;
-    gint64 asked_us;           /* only a read that began later answers it */
-    GSource *deadline;
-    BeInventory *inventory;
-} Waiter;
 
 struct BeInventory {
     Be *be;
+    BeFresh *fresh;
     GMutex lock;
     BeDomainList *list;        /* guarded by lock; never NULL */
-    gint64 read_us;            /* guarded by lock; start of the last good read; 0: none */
-    gint64 reading_us;         /* guarded by lock; start of the read under way; 0: none */
-    gint64 touched_us;         /* guarded by lock; the last sign of a change */
-    gboolean stopped;          /* guarded by lock */
-    GPtrArray *waiters;        /* of Waiter; guarded by lock */
 };
 
 /* ---- Lists ------------------------------------------------------------------- */
@@ -267,12 +252,11 @@ static gboolean lists_equal(const BeDomainList *one, const BeDomainList *two)
 }
 
 /* Takes @fresh in (transfer full) where it differs from what is known. */
-static void take_list(BeInventory *inventory, BeDomainList *fresh, gint64 start_us)
+static void take_list(BeInventory *inventory, BeDomainList *fresh)
 {
     g_autoptr(BeDomainList) before = NULL;
 
     g_mutex_lock(&inventory->lock);
-    inventory->read_us = start_us;
     if (lists_equal(inventory->list, fresh)) {
         g_mutex_unlock(&inventory->lock);
         be_domain_list_unref(fresh);
@@ -283,183 +267,48 @@ static void take_list(BeInventory *inventory, BeDomainList *fresh, gint64 start_
     inventory->list = be_domain_list_ref(fresh);
     g_mutex_unlock(&inventory->lock);
     tell_differences(inventory->be, before, fresh);
+    be_objects_keep_only(inventory->be, fresh);
     be_domain_list_unref(fresh);
 }
 
-gboolean be_inventory_read(Be *be, GError **error)
+static gboolean read_inventory(Be *be, gpointer data, gint64 start_us G_GNUC_UNUSED,
+                               GError **error)
 {
-    gint64 start_us = g_get_monotonic_time();
     BeDomainList *list = read_list(be, error);
 
     be_host_update_space(be);
     if (!list) {
         return FALSE;
     }
-    take_list(be->inventory, list, start_us);
+    take_list(data, list);
     return TRUE;
 }
 
-/* ---- Waiting -------------------------------------------------------------------- */
+/* ---- Asking ---------------------------------------------------------------------- */
 
-/* The deadline holds a reference of its own: it may be firing right now. */
-static void waiter_wake(Waiter *waiter)
+gboolean be_inventory_read(Be *be, GError **error)
 {
-    g_source_destroy(waiter->deadline);
-    g_source_unref(waiter->deadline);
-    waiter->done(waiter->user);
-    g_atomic_rc_box_release(waiter);
-}
-
-static void wake_all(GPtrArray *waiters)
-{
-    for (guint i = 0; i < waiters->len; i++) {
-        waiter_wake(g_ptr_array_index(waiters, i));
-    }
-    g_ptr_array_unref(waiters);
-}
-
-static GPtrArray *steal_waiters_locked(BeInventory *inventory)
-{
-    GPtrArray *waiters = inventory->waiters;
-
-    inventory->waiters = g_ptr_array_new();
-    return waiters;
-}
-
-static gboolean waited_too_long(gpointer data)
-{
-    Waiter *waiter = data;
-    BeInventory *inventory = waiter->inventory;
-    gboolean ours;
-
-    g_mutex_lock(&inventory->lock);
-    ours = g_ptr_array_remove_fast(inventory->waiters, waiter);
-    g_mutex_unlock(&inventory->lock);
-    if (ours) {
-        waiter_wake(waiter);
-    }
-    return G_SOURCE_REMOVE;
-}
-
-static void schedule_locked(BeInventory *inventory);
-
-/* A host that is away is looked for even when nobody asks. */
-static gboolean touch_again(gpointer data)
-{
-    be_inventory_touch(data);
-    return G_SOURCE_REMOVE;
-}
-
-/* Those that asked before @start_us; all of them where nothing can be read. */
-static GPtrArray *steal_answered_locked(BeInventory *inventory, gint64 start_us, gboolean failed)
-{
-    GPtrArray *answered = g_ptr_array_new();
-
-    for (guint i = inventory->waiters->len; i > 0; i--) {
-        Waiter *waiter = g_ptr_array_index(inventory->waiters, i - 1);
-
-        if (failed || waiter->asked_us <= start_us) {
-            g_ptr_array_remove_index_fast(inventory->waiters, i - 1);
-            g_ptr_array_add(answered, waiter);
-        }
-    }
-    return answered;
-}
-
-static void read_on_worker(Be *be, gpointer data G_GNUC_UNUSED)
-{
-    BeInventory *inventory = be->inventory;
-    g_autoptr(GError) error = NULL;
-    gint64 start_us = g_get_monotonic_time();
-    GPtrArray *answered;
-
-    g_mutex_lock(&inventory->lock);
-    inventory->reading_us = start_us;
-    g_mutex_unlock(&inventory->lock);
-    if (!be_inventory_read(be, &error)) {
-        g_debug("inventory: %s", error->message);
-        g_source_unref(be_timer_add(be, RETRY_MS, touch_again, be, NULL));
-    }
-    g_mutex_lock(&inventory->lock);
-    answered = steal_answered_locked(inventory, start_us, error != NULL);
-    inventory->reading_us = 0;
-    /* Something changed while this was read, and what was read may miss it. */
-    if (inventory->waiters->len > 0 || (inventory->touched_us > start_us && !error)) {
-        schedule_locked(inventory);
-    }
-    g_mutex_unlock(&inventory->lock);
-    wake_all(answered);
-}
-
-/* be_query() takes the lock of the jobs, which never asks for this one. */
-static void schedule_locked(BeInventory *inventory)
-{
-    if (inventory->reading_us == 0 && !inventory->stopped) {
-        inventory->reading_us = g_get_monotonic_time();
-        be_query(inventory->be, read_on_worker, NULL, NULL);
-    }
-}
-
-static gboolean fresh_locked(BeInventory *inventory)
-{
-    gint64 now_us = g_get_monotonic_time();
-    gboolean hangs = inventory->reading_us && now_us - inventory->reading_us > WAIT_US;
-
-    if (inventory->stopped || hangs) {
-        return TRUE;
-    }
-    return inventory->read_us > inventory->touched_us && now_us - inventory->read_us < FRESH_US;
+    return be_fresh_read(be->inventory->fresh, error);
 }
 
 gboolean be_is_fresh(Be *be)
 {
-    gboolean fresh;
-
-    g_mutex_lock(&be->inventory->lock);
-    fresh = fresh_locked(be->inventory);
-    g_mutex_unlock(&be->inventory->lock);
-    return fresh || be_conn_waits(be->query_conn);
+    return be_fresh_is_fresh(be->inventory->fresh);
 }
 
 void be_refresh(Be *be, BeRefreshDone done, gpointer user)
 {
-    BeInventory *inventory = be->inventory;
-    Waiter *waiter = g_atomic_rc_box_new0(Waiter);
-
-    waiter->done = done;
-    waiter->user = user;
-    waiter->inventory = inventory;
-    waiter->asked_us = g_get_monotonic_time();
-    g_mutex_lock(&inventory->lock);
-    waiter->deadline = be_timer_add(be, inventory->stopped ? 0 : WAIT_US / 1000, waited_too_long,
-                                    g_atomic_rc_box_acquire(waiter),
-                                    (GDestroyNotify)g_atomic_rc_box_release);
-    g_ptr_array_add(inventory->waiters, waiter);
-    schedule_locked(inventory);
-    g_mutex_unlock(&inventory->lock);
+    be_fresh_wait(be->inventory->fresh, done, user);
 }
 
 void be_inventory_touch(Be *be)
 {
-    BeInventory *inventory = be->inventory;
-
-    g_mutex_lock(&inventory->lock);
-    inventory->touched_us = g_get_monotonic_time();
-    schedule_locked(inventory);
-    g_mutex_unlock(&inventory->lock);
+    be_fresh_touch(be->inventory->fresh);
 }
 
 gboolean be_is_stale(Be *be)
 {
-    BeInventory *inventory = be->inventory;
-    gboolean stale;
-
-    g_mutex_lock(&inventory->lock);
-    stale = inventory->read_us == 0
-            || (inventory->reading_us
-                && g_get_monotonic_time() - inventory->reading_us > WAIT_US);
-    g_mutex_unlock(&inventory->lock);
-    return stale || !be_conn_is_up(be->query_conn);
+    return be_fresh_is_stale(be->inventory->fresh);
 }
 
 BeDomainList *be_domains(Be *be)
@@ -489,19 +338,14 @@ BeInventory *be_inventory_new(Be *be)
     inventory->be = be;
     g_mutex_init(&inventory->lock);
     inventory->list = list_new();
-    inventory->waiters = g_ptr_array_new();
+    /* A host that is away is looked for even when nobody asks. */
+    inventory->fresh = be_fresh_new(be, TRUE, read_inventory, inventory, NULL);
     return inventory;
 }
 
 void be_inventory_stop(BeInventory *inventory)
 {
-    GPtrArray *waiters;
-
-    g_mutex_lock(&inventory->lock);
-    inventory->stopped = TRUE;
-    waiters = steal_waiters_locked(inventory);
-    g_mutex_unlock(&inventory->lock);
-    wake_all(waiters);
+    be_fresh_stop(inventory->fresh);
 }
 
 void be_inventory_free(BeInventory *inventory)
@@ -509,7 +353,7 @@ void be_inventory_free(BeInventory *inventory)
     if (!inventory) {
         return;
     }
-    g_ptr_array_unref(inventory->waiters);
+    be_fresh_unref(inventory->fresh);
     be_domain_list_unref(inventory->list);
     g_mutex_clear(&inventory->lock);
     g_free(inventory);

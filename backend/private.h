@@ -13,7 +13,7 @@
  *
  * Locks, outer first; none is held across a call of libvirt, libnbd, an
  * observer or a callback:
- *   inventory > jobs > backups > one backup > connection's fields
+ *   inventory > objects > freshness > jobs > backups > one backup > connection's fields
  */
 #pragma once
 
@@ -24,6 +24,7 @@
 
 typedef struct BeConn BeConn;
 typedef struct BeInventory BeInventory;
+typedef struct BeObjects BeObjects;
 typedef struct BeJobs BeJobs;
 typedef struct BeBackups BeBackups;
 typedef struct BeFreezes BeFreezes;
@@ -47,6 +48,7 @@ struct Be {
     BeConn *query_conn;
     BeConn *action_conn;
     BeInventory *inventory;
+    BeObjects *objects;
     BeJobs *jobs;
     BeBackups *backups;
     BeFreezes *freezes;        /* NULL on a read-only mount */

@@ -12,6 +12,7 @@
 #include "backend/backup.h"
 #include "backend/freeze.h"
 #include "backend/job.h"
+#include "backend/objects.h"
 
 #define STOP_JOBS_US (50 * G_USEC_PER_SEC)
 #define HANGS_US (10 * G_USEC_PER_SEC)
@@ -134,6 +135,7 @@ gboolean be_stop(Be *be)
     }
     g_atomic_int_set(&be->stopping, 1);
     be_inventory_stop(be->inventory);
+    be_objects_stop(be->objects);
     be_jobs_refuse_new(be->jobs);
     be_backups_end_all(be);
     if (be->freezes) {

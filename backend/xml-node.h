@@ -10,6 +10,7 @@
 #include <libxml/tree.h>
 
 #include "backend.h"
+#include "xml.h"
 
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(xmlDoc, xmlFreeDoc)
 
@@ -61,6 +62,24 @@ char *xml_content(const xmlNode *node);
  * allows them.  Targets become parts of paths, so every parser asks this.
  */
 gboolean xml_target_is_valid(const char *target);
+
+/**
+ * xml_word_index: Returns: which of @count @words it is; @otherwise: none, or NULL.
+ */
+int xml_word_index(const char *word, const char *const *words, size_t count, int otherwise);
+
+/**
+ * xml_read_domain: what be_xml_domain_parse() returns, of a <domain> that is a
+ * part of something else.
+ */
+BeXmlDomain *xml_read_domain(const xmlNode *root, GError **error);
+
+/**
+ * xml_read_level: fills @level, which is zero, from a <disk> or <backingStore>:
+ * all but its format.  To be emptied with xml_level_clear().
+ */
+void xml_read_level(const xmlNode *node, BeXmlLevel *level);
+void xml_level_clear(BeXmlLevel *level);
 
 /**
  * xml_new_document: a document with an empty root element, in @ret_root.

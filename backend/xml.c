@@ -50,7 +50,7 @@ const char *be_xml_device_name(BeXmlDevice device)
     return device_names[device];
 }
 
-static int word_index(const char *word, const char *const *words, size_t count, int otherwise)
+int xml_word_index(const char *word, const char *const *words, size_t count, int otherwise)
 {
     for (size_t i = 0; word && i < count; i++) {
         if (strcmp(word, words[i]) == 0) {
@@ -62,7 +62,7 @@ static int word_index(const char *word, const char *const *words, size_t count, 
 
 /* ---- Domain ------------------------------------------------------------- */
 
-static void level_clear(BeXmlLevel *level)
+void xml_level_clear(BeXmlLevel *level)
 {
     g_free(level->path);
     g_free(level->format);
@@ -70,7 +70,7 @@ static void level_clear(BeXmlLevel *level)
 
 static void level_free(gpointer data)
 {
-    level_clear(data);
+    xml_level_clear(data);
     g_free(data);
 }
 
@@ -80,7 +80,7 @@ static void disk_free(gpointer data)
 
     g_free(disk->target);
     g_free(disk->bus);
-    level_clear(&disk->top);
+    xml_level_clear(&disk->top);
     g_free(disk->protocol);
     g_free(disk->pool);
     g_free(disk->volume);
@@ -112,13 +112,13 @@ void be_xml_domain_free(BeXmlDomain *domain)
  * attribute of <driver> in the one and of <format> in the other.  libvirt 9.0
  * writes the index on the <source> of a <disk>, but on <backingStore> itself.
  */
-static void parse_level(const xmlNode *node, BeXmlLevel *level)
+void xml_read_level(const xmlNode *node, BeXmlLevel *level)
 {
     const xmlNode *source = xml_child(node, "source");
     g_autofree char *type = xml_attribute(node, "type");
     const char *path_attribute = NULL;
 
-    level->source = (BeXmlSource)word_index(type, source_names, BE_XML_SOURCE_OTHER,
+    level->source = (BeXmlSource)xml_word_index(type, source_names, BE_XML_SOURCE_OTHER,
                                             type ? BE_XML_SOURCE_OTHER : BE_XML_SOURCE_FILE);
     path_attribute = source_path_attributes[level->source];
     if (path_attribute) {
@@ -152,7 +152,7 @@ static void parse_backing(const xmlNode *disk_node, BeXmlDisk *disk)
             return;
         }
         level = g_new0(BeXmlLevel, 1);
-        parse_level(node, level);
+        xml_read_level(node, level);
         level->format = xml_attribute(xml_child(node, "format"), "type");
         g_ptr_array_add(disk->backing, level);
     }
@@ -163,7 +163,7 @@ static void parse_disk_source(const xmlNode *node, BeXmlDisk *disk)
     const xmlNode *source = xml_child(node, "source");
     const xmlNode *driver = xml_child(node, "driver");
 
-    parse_level(node, &disk->top);
+    xml_read_level(node, &disk->top);
     disk->top.format = xml_attribute(driver, "type");
     disk->error_policy = xml_attribute(driver, "error_policy");
     if (disk->top.source == BE_XML_SOURCE_NETWORK) {
@@ -196,7 +196,7 @@ static gboolean parse_disk(const xmlNode *node, BeXmlDomain *domain, GError **er
     disk->target = g_steal_pointer(&name);
     disk->bus = xml_attribute(target, "bus");
     disk->backing = g_ptr_array_new_with_free_func(level_free);
-    disk->device = (BeXmlDevice)word_index(device, device_names, G_N_ELEMENTS(device_names),
+    disk->device = (BeXmlDevice)xml_word_index(device, device_names, G_N_ELEMENTS(device_names),
                                            BE_XML_DEVICE_DISK);
     disk->readonly = xml_child(node, "readonly") != NULL;
     disk->shareable = xml_child(node, "shareable") != NULL;
@@ -270,17 +270,10 @@ static char *dac_label(const xmlNode *root)
     return NULL;
 }
 
-BeXmlDomain *be_xml_domain_parse(const char *xml, GError **error)
+BeXmlDomain *xml_read_domain(const xmlNode *root, GError **error)
 {
-    g_autoptr(xmlDoc) doc = xml_read_document(xml, "domain", error);
-    g_autoptr(BeXmlDomain) domain = NULL;
-    const xmlNode *root = NULL;
+    g_autoptr(BeXmlDomain) domain = g_new0(BeXmlDomain, 1);
 
-    if (!doc) {
-        return NULL;
-    }
-    root = xmlDocGetRootElement(doc);
-    domain = g_new0(BeXmlDomain, 1);
     domain->disks = g_ptr_array_new_with_free_func(disk_free);
     domain->type = xml_attribute(root, "type");
     domain->uuid = xml_content(xml_child(root, "uuid"));
@@ -295,6 +288,13 @@ BeXmlDomain *be_xml_domain_parse(const char *xml, GError **error)
         return NULL;
     }
     return g_steal_pointer(&domain);
+}
+
+BeXmlDomain *be_xml_domain_parse(const char *xml, GError **error)
+{
+    g_autoptr(xmlDoc) doc = xml_read_document(xml, "domain", error);
+
+    return doc ? xml_read_domain(xmlDocGetRootElement(doc), error) : NULL;
 }
 
 const BeXmlDisk *be_xml_domain_disk(const BeXmlDomain *domain, const char *target)

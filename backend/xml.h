@@ -279,3 +279,52 @@ typedef struct {
  */
 char *be_xml_boot_build(const char *domain_xml, const char *name, const char *uuid,
                         const GPtrArray *disks, const char *nvram, GError **error);
+
+/**
+ * BeXmlSnapshotDisk: one disk of a snapshot.
+ */
+typedef struct {
+    char *target;
+    BePart part;
+    BeXmlLevel overlay;        /* of an external one: what the domain went on with */
+} BeXmlSnapshotDisk;
+
+/**
+ * BeXmlSnapshot: a snapshot as libvirt keeps it.
+ */
+typedef struct {
+    char *name;
+    char *description;         /* or NULL */
+    char *parent;              /* or NULL */
+    char *state;               /* "running", "shutoff", "disk-snapshot", ... */
+    gint64 created_s;          /* seconds since the epoch */
+    BePart memory;
+    char *memory_file;         /* or NULL */
+    GPtrArray *disks;          /* of BeXmlSnapshotDisk */
+    BeXmlDomain *domain;       /* as it was; NULL: a snapshot without (libvirt before 0.9.5) */
+} BeXmlSnapshot;
+
+/**
+ * be_xml_snapshot_parse:
+ * @xml: virDomainSnapshotGetXMLDesc()
+ *
+ * What a snapshot does not say is filled in as libvirt does: a disk that is not
+ * listed is in an internal snapshot, and in no other.
+ *
+ * Returns: the snapshot, to be freed with be_xml_snapshot_free(); NULL: EFBIG, EIO.
+ */
+BeXmlSnapshot *be_xml_snapshot_parse(const char *xml, GError **error);
+void be_xml_snapshot_free(BeXmlSnapshot *snapshot);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeXmlSnapshot, be_xml_snapshot_free)
+
+/**
+ * be_xml_snapshot_disk: Returns: the disk of that target (owned by @snapshot), or NULL.
+ */
+const BeXmlSnapshotDisk *be_xml_snapshot_disk(const BeXmlSnapshot *snapshot, const char *target);
+
+/**
+ * be_xml_snapshot_domain_text: the <domain> of a snapshot's XML as a text of its own.
+ *
+ * Returns: to be freed with g_free(); NULL: EFBIG, EIO, ENOENT (it has none).
+ */
+char *be_xml_snapshot_domain_text(const char *xml, GError **error);

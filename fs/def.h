@@ -29,9 +29,18 @@ typedef enum {
 
 typedef enum {
     FS_HIDDEN = 1 << 0,        /* opens by name, readdir does not list it */
-    FS_LIVE = 1 << 1,          /* wants an inventory younger than 0.5 s */
-    FS_SLOW = 1 << 2,          /* the host may need some seconds for its text */
+    FS_SLOW = 1 << 1,          /* the host may need some seconds for its text */
 } FsFlags;
+
+/**
+ * FsFresh: what a row's answers are made of, as a thing that grows old: before
+ * lookup, readdir or the text it is asked for again when it is older than 0.5 s.
+ */
+typedef struct {
+    gboolean (*is_fresh)(Fs *fs, FsItem *item);
+    gboolean (*is_stale)(Fs *fs, FsItem *item);    /* the host does not answer: no use to ask */
+    void (*refresh)(Fs *fs, FsItem *item, BeRefreshDone done, gpointer user);
+} FsFresh;
 
 /**
  * FsCommand: one parsed line of a control file.
@@ -85,6 +94,7 @@ struct FsDef {
     FsKind kind;
     mode_t mode;               /* permission bits, before the umask */
     guint flags;               /* FsFlags */
+    const FsFresh *fresh;      /* what must be fresh for it; NULL: nothing */
 
     /* DIR */
     const FsDef *rows;         /* static children, ends with an empty row */

@@ -70,13 +70,14 @@ static void lookup_cancelled(FsReq *req, gpointer data G_GNUC_UNUSED)
 }
 
 /*
- * What is not in the inventory may have been made a moment ago, its event on
- * the way: `virsh define` and then our path must work.  Asked once more.
+ * What is not in the list may have been made a moment ago, its event on the
+ * way: `virsh define` and then our path must work.  Asked once more.
  */
 static gboolean wants_another_look(FsReq *req)
 {
+    const FsFresh *fresh = req->node->def->fresh;
     gboolean wants =
-        (req->node->def->flags & FS_LIVE) && !req->looked_again && !be_is_stale(req->fs->be);
+        fresh && !req->looked_again && !fresh->is_stale(req->fs, req->node->item);
 
     req->looked_again = TRUE;
     return wants;
@@ -91,7 +92,7 @@ void fs_dir_lookup(FsReq *req)
         fs_req_entry(req, fs_node_lookup(req->fs->nodes, req->node, def, item));
     } else if (wants_another_look(req)) {
         fs_req_on_cancel(req, lookup_cancelled, NULL);
-        be_refresh(req->fs->be, lookup_again, req);
+        req->node->def->fresh->refresh(req->fs, req->node->item, lookup_again, req);
         return;
     } else {
         fs_req_error(req, ENOENT);

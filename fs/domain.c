@@ -46,6 +46,23 @@ FsListing *fs_domains_list(Fs *fs, FsItem *item G_GNUC_UNUSED)
     return listing;
 }
 
+static gboolean is_fresh(Fs *fs, FsItem *item G_GNUC_UNUSED)
+{
+    return be_is_fresh(fs->be);
+}
+
+static gboolean is_stale(Fs *fs, FsItem *item G_GNUC_UNUSED)
+{
+    return be_is_stale(fs->be);
+}
+
+static void refresh(Fs *fs, FsItem *item G_GNUC_UNUSED, BeRefreshDone done, gpointer user)
+{
+    be_refresh(fs->be, done, user);
+}
+
+const FsFresh fs_domains_fresh = {is_fresh, is_stale, refresh};
+
 static BeDomain *domain_of(Fs *fs, FsItem *item, GError **error)
 {
     BeDomain *domain = be_domain_find(fs->be, item->id);

@@ -8,6 +8,11 @@
 
 FsListing *fs_domains_list(Fs *fs, FsItem *item);
 
+/**
+ * fs_domains_fresh: the inventory: which domains there are, and their states.
+ */
+extern const FsFresh fs_domains_fresh;
+
 gboolean fs_domain_show_uuid(Fs *fs, FsItem *item, GString *out, GError **error);
 gboolean fs_domain_show_id(Fs *fs, FsItem *item, GString *out, GError **error);
 gboolean fs_domain_show_state(Fs *fs, FsItem *item, GString *out, GError **error);

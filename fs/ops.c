@@ -39,7 +39,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
     g_atomic_int_set(&fs->kernel_ready, 1);
 }
 
-/* ---- Waiting for a fresh inventory --------------------------------------- */
+/* ---- Waiting for what is fresh --------------------------------------------- */
 
 static void resume_when_fresh(gpointer user)
 {
@@ -53,16 +53,18 @@ static void resume_cancelled(FsReq *req, gpointer data G_GNUC_UNUSED)
     fs_req_error(req, EINTR);
 }
 
-/* Goes on with @resume, at once or when the inventory was read again. */
-static void when_live(FsReq *req, void (*resume)(FsReq *req))
+/* Goes on with @resume, at once or when what the row shows was read again. */
+static void when_fresh(FsReq *req, void (*resume)(FsReq *req))
 {
-    if (!(req->node->def->flags & FS_LIVE) || be_is_fresh(req->fs->be)) {
+    const FsFresh *fresh = req->node->def->fresh;
+
+    if (!fresh || fresh->is_fresh(req->fs, req->node->item)) {
         resume(req);
         return;
     }
     req->resume = resume;
     fs_req_on_cancel(req, resume_cancelled, NULL);
-    be_refresh(req->fs->be, resume_when_fresh, req);
+    fresh->refresh(req->fs, req->node->item, resume_when_fresh, req);
 }
 
 /* ---- Names --------------------------------------------------------------- */
@@ -72,7 +74,7 @@ static void op_lookup(fuse_req_t fuse, fuse_ino_t parent, const char *name)
     FsReq *req = fs_req_new(fs_of(fuse), fuse, "lookup", parent, name, NULL);
 
     if (req) {
-        when_live(req, fs_dir_lookup);
+        when_fresh(req, fs_dir_lookup);
     }
 }
 
@@ -220,7 +222,7 @@ static void op_getattr(fuse_req_t fuse, fuse_ino_t ino, struct fuse_file_info *f
         return;
     }
     if (req->node->def->kind == FS_KIND_ATTR) {
-        when_live(req, getattr_live);
+        when_fresh(req, getattr_live);
     } else {
         fs_stream_prepare(req, getattr_known);
     }
@@ -326,7 +328,7 @@ static void op_opendir(fuse_req_t fuse, fuse_ino_t ino, struct fuse_file_info *f
     FsReq *req = fs_req_new(fs_of(fuse), fuse, "opendir", ino, NULL, fi);
 
     if (req) {
-        when_live(req, fs_dir_open);
+        when_fresh(req, fs_dir_open);
     }
 }
 
@@ -381,7 +383,7 @@ static void open_by_kind(FsReq *req)
 {
     switch (req->node->def->kind) {
     case FS_KIND_ATTR:
-        when_live(req, open_live_text);
+        when_fresh(req, open_live_text);
         return;
     case FS_KIND_STREAM:
         fs_stream_open(req);

@@ -5,6 +5,8 @@
  *   .vmsnapfs/   uri version capabilities stats events events.follow
  *   domains/
  *     <vm>/      uuid id state domain.xml control error job
+ *       snapshots/ current
+ *         <name>/  created state description memory parent snapshot.xml domain.xml control error
  *       backups/ latest
  *         <name>/  created state consistency backup.xml domain.xml control error job
  *           disks/ <target>.raw
@@ -20,7 +22,9 @@
 #include "fs/backup.h"
 #include "fs/def.h"
 #include "fs/domain.h"
+#include "fs/objects.h"
 #include "fs/self.h"
+#include "fs/snapshot.h"
 
 #define DIR_ROW(n, ...) {.name = n, .kind = FS_KIND_DIR, .mode = 0750, __VA_ARGS__}
 #define TEXT_ROW(n, ...) {.name = n, .kind = FS_KIND_ATTR, .mode = 0640, __VA_ARGS__}
@@ -63,14 +67,35 @@ static const FsDef backups_rows[] = {
     END_ROW,
 };
 
+static const FsDef snapshot_rows[] = {
+    TEXT_ROW("created", .show = fs_object_show_created),
+    TEXT_ROW("state", .show = fs_snapshot_show_state),
+    TEXT_ROW("description", .show = fs_object_show_description),
+    TEXT_ROW("parent", .show = fs_object_show_parent),
+    TEXT_ROW("snapshot.xml", .fetch = fs_snapshot_fetch_xml),
+    TEXT_ROW("domain.xml", .fetch = fs_snapshot_fetch_domain_xml),
+    TEXT_ROW("error", .show = fs_item_show_failures),
+    END_ROW,
+};
+
+static const FsDef snapshot_row =
+    DIR_ROW("<name>", .rows = snapshot_rows, .xattrs = fs_snapshot_xattrs);
+
+static const FsDef snapshots_rows[] = {
+    LINK_ROW("current", fs_snapshots_current),
+    END_ROW,
+};
+
 static const FsDef domain_rows[] = {
     TEXT_ROW("uuid", .show = fs_domain_show_uuid),
-    TEXT_ROW("id", .show = fs_domain_show_id, .flags = FS_LIVE),
-    TEXT_ROW("state", .show = fs_domain_show_state, .flags = FS_LIVE),
+    TEXT_ROW("id", .show = fs_domain_show_id, .fresh = &fs_domains_fresh),
+    TEXT_ROW("state", .show = fs_domain_show_state, .fresh = &fs_domains_fresh),
     TEXT_ROW("domain.xml", .fetch = fs_domain_fetch_xml),
     CONTROL_ROW(fs_domain_verbs),
     TEXT_ROW("error", .show = fs_item_show_failures),
     TEXT_ROW("job", .fetch = fs_domain_fetch_job),
+    DIR_ROW("snapshots", .rows = snapshots_rows, .list = fs_snapshots_list, .child = &snapshot_row,
+            .fresh = &fs_snapshots_fresh),
     DIR_ROW("backups", .rows = backups_rows, .list = fs_backups_list, .child = &backup_row,
             .make = fs_backups_make),
     END_ROW,
@@ -82,7 +107,7 @@ static const FsDef self_rows[] = {
     TEXT_ROW("uri", .show = fs_self_show_uri),
     TEXT_ROW("version", .show = fs_self_show_version),
     TEXT_ROW("capabilities", .fetch = fs_self_fetch_capabilities, .flags = FS_SLOW),
-    TEXT_ROW("stats", .show = fs_self_show_stats, .flags = FS_LIVE),
+    TEXT_ROW("stats", .show = fs_self_show_stats, .fresh = &fs_domains_fresh),
     TEXT_ROW("events", .show = fs_self_show_events),
     {.name = "events.follow", .kind = FS_KIND_FEED, .mode = 0640, .flags = FS_HIDDEN},
     END_ROW,
@@ -90,7 +115,7 @@ static const FsDef self_rows[] = {
 
 static const FsDef root_rows[] = {
     DIR_ROW(".vmsnapfs", .rows = self_rows, .flags = FS_HIDDEN),
-    DIR_ROW("domains", .list = fs_domains_list, .child = &domain_row, .flags = FS_LIVE),
+    DIR_ROW("domains", .list = fs_domains_list, .child = &domain_row, .fresh = &fs_domains_fresh),
     END_ROW,
 };
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -27,15 +27,26 @@ NOBODY = 65534
 
 ### Hosts
 
-def driver_uri(*names: str, running: bool = True) -> str:
+def driver_uri(*names: str, running: bool = True, snapshots: Sequence[str] = ()) -> str:
     """The URI of a host of libvirt's test driver that has these domains."""
-    domains = "".join(f"""
-  <domain type='test'>
+    domains = ""
+    for name in names:
+        config = f"""
     <name>{escape(name)}</name>
     <uuid>{uuid.uuid5(uuid.NAMESPACE_DNS, name)}</uuid>
-    <memory>65536</memory><os><type>hvm</type></os>
-    <test:runstate>{1 if running else 5}</test:runstate>
-  </domain>""" for name in names)
+    <memory>65536</memory><os><type>hvm</type></os>"""
+        parent, chain = "", ""
+        for number, snapshot in enumerate(snapshots):
+            chain += f"""
+    <test:domainsnapshot><name>{escape(snapshot)}</name>{parent}<state>running</state>
+      <creationTime>{1700000000 + 60 * number}</creationTime>
+      <domain type='test'>{config}<devices/></domain>
+      <active>{int(number == len(snapshots) - 1)}</active></test:domainsnapshot>"""
+            parent = f"<parent><name>{escape(snapshot)}</name></parent>"
+        domains += f"""
+  <domain type='test'>{config}
+    <test:runstate>{1 if running else 5}</test:runstate>{chain}
+  </domain>"""
     path = bed.bed_dir() / "tmp" / f"node.{uuid.uuid4().hex[:8]}.xml"
     path.write_text("<node xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>"
                     f"{domains}\n</node>")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import pytest
 
@@ -15,7 +16,7 @@ from fsutil import driver_uri
 
 NAMES = [f"vm{i:04}" for i in range(1000)]
 # Files and directories of one machine, itself included.
-ENTRIES = 9
+ENTRIES = 10
 
 
 @pytest.fixture
@@ -66,6 +67,28 @@ def test_a_place_in_a_directory_is_kept(big: Mount) -> None:
         die "rest" unless "@rest" eq "@again"; die "all" unless "@all" eq "@first @rest";
         print scalar @all"""
     assert sh(["perl", "-e", program]).stdout == str(len(NAMES) + 2)
+
+
+SNAPSHOTS = [f"s{i}" for i in range(5)]
+
+
+@pytest.fixture
+def many_snapshots(mount: MakeMount) -> Mount:
+    return mount(driver_uri(*NAMES, snapshots=SNAPSHOTS))
+
+
+# No event tells of snapshots: each list is read, and none is read for nothing.
+def test_walkers_see_all_snapshots(many_snapshots: Mount) -> None:
+    start = time.monotonic()
+    found = sh(["find", str(many_snapshots.domains), "-path", "*/snapshots/*", "-type", "d"])
+    seconds = time.monotonic() - start
+    assert sorted(found.stdout.splitlines()) == sorted(
+        f"{many_snapshots.domains}/{name}/snapshots/{snapshot}"
+        for name in NAMES for snapshot in SNAPSHOTS)
+    assert seconds < 60
+    for name in NAMES[::100]:
+        assert os.readlink(many_snapshots.domains / name / "snapshots/current") == SNAPSHOTS[-1]
+        assert (many_snapshots.domains / name / "snapshots/s1/parent").read_text() == "s0\n"
 
 
 def test_commands_on_many(big: Mount) -> None:

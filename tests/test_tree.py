@@ -33,7 +33,7 @@ DIRS = [row for row in ROWS if row.kind == "dir"]
 TYPES = {"dir": stat.S_IFDIR, "link": stat.S_IFLNK, "text": stat.S_IFREG,
          "control": stat.S_IFREG, "data": stat.S_IFREG, "feed": stat.S_IFREG}
 # What may have nothing to say; any other text ends in a newline.
-MAY_BE_EMPTY = {"error", "job", "events", "backup.xml"}
+MAY_BE_EMPTY = {"error", "job", "events", "backup.xml", "description", "parent"}
 NAMES = {"vm": "tree1", "name": "b1", "target": "vda"}
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -49,14 +49,19 @@ def each(rows: list[Row]) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def full() -> Iterator[Mount]:
-    """A mount in which every row exists: a machine that is off, with a backup.
+    """A mount in which every row exists: a machine that is off, with a snapshot and a backup.
 
     For tests that change nothing.  Of the second machine's backup nothing is
     looked at but by walkers.
     """
-    guests = [Guest(NAMES["vm"]), Guest("walked")]
+    guests = [Guest(NAMES["vm"], agent=False), Guest("walked", agent=False)]
     for guest in guests:
         guest.define()
+        guest.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+        guest.domain.snapshotCreateXML(
+            f"<domainsnapshot><name>{NAMES['name']}</name>"
+            f"<memory snapshot='external' file='{guest.dir}/memory'/></domainsnapshot>", 0)
+        guest.destroy()
     mount = Mount("qemu:///system")
     backups = [mount.domains / guest.name / "backups/b1" for guest in guests]
     try:

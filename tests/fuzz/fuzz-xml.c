@@ -56,6 +56,21 @@ static void fuzz_checkpoint(const char *text)
     }
 }
 
+static void fuzz_snapshot(const char *text)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(BeXmlSnapshot) snapshot = be_xml_snapshot_parse(text, &error);
+    g_autofree char *domain = be_xml_snapshot_domain_text(text, NULL);
+
+    g_assert_true((snapshot == NULL) == (error != NULL));
+    if (snapshot && snapshot->domain) {
+        g_autoptr(BeXmlDomain) again = be_xml_domain_parse(domain, &error);
+
+        g_assert_no_error(error);
+        g_assert_cmpuint(again->disks->len, ==, snapshot->domain->disks->len);
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     g_autofree char *text = g_strndup((const char *)data, size);
@@ -67,5 +82,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     (void)be_xml_capabilities_parse(text, &caps, NULL);
     fuzz_backup(text);
     fuzz_checkpoint(text);
+    fuzz_snapshot(text);
     return 0;
 }

@@ -436,6 +436,124 @@ static void test_backup_parse(void)
     be_xml_backup_free(NULL);
 }
 
+static BeXmlSnapshot *load_snapshot(const char *name)
+{
+    g_autofree char *text = load(name);
+    g_autoptr(GError) error = NULL;
+    BeXmlSnapshot *snapshot = be_xml_snapshot_parse(text, &error);
+
+    g_assert_no_error(error);
+    g_assert_nonnull(snapshot);
+    return snapshot;
+}
+
+static void test_snapshot_memory(void)
+{
+    g_autoptr(BeXmlSnapshot) snapshot = load_snapshot("snapshot-live-mem.xml");
+    const BeXmlSnapshotDisk *disk = be_xml_snapshot_disk(snapshot, "vdb");
+
+    g_assert_cmpstr(snapshot->name, ==, "live-mem");
+    g_assert_cmpstr(snapshot->parent, ==, "live-disk");
+    g_assert_cmpstr(snapshot->state, ==, "running");
+    g_assert_null(snapshot->description);
+    g_assert_cmpint(snapshot->created_s, ==, 1795263381);
+    g_assert_cmpint(snapshot->memory, ==, BE_PART_EXTERNAL);
+    g_assert_cmpstr(snapshot->memory_file, ==, "/var/lib/libvirt/images/m.save");
+    g_assert_cmpuint(snapshot->disks->len, ==, 2);
+    g_assert_cmpint(disk->part, ==, BE_PART_EXTERNAL);
+    assert_level(&disk->overlay, BE_XML_SOURCE_FILE, "/var/lib/libvirt/images/vdb.live-mem",
+                 "qcow2", 0);
+    assert_level(&be_xml_domain_disk(snapshot->domain, "vdb")->top, BE_XML_SOURCE_FILE,
+                 "/var/lib/libvirt/images/vdb.live-disk", "qcow2", 0);
+    g_assert_null(be_xml_snapshot_disk(snapshot, "vdc"));
+}
+
+static void test_snapshot_disk_only(void)
+{
+    g_autoptr(BeXmlSnapshot) snapshot = load_snapshot("snapshot-live-disk.xml");
+
+    g_assert_cmpstr(snapshot->description, ==, "two\nlines <&>");
+    g_assert_cmpstr(snapshot->state, ==, "disk-snapshot");
+    g_assert_cmpint(snapshot->memory, ==, BE_PART_NONE);
+    g_assert_null(snapshot->memory_file);
+    g_assert_cmpint(be_xml_snapshot_disk(snapshot, "vda")->part, ==, BE_PART_EXTERNAL);
+}
+
+static void test_snapshot_internal(void)
+{
+    g_autoptr(BeXmlSnapshot) snapshot = load_snapshot("snapshot-off-int.xml");
+    g_autofree char *xml = load("snapshot-off-int.xml");
+    g_autoptr(GError) error = NULL;
+    g_autofree char *text = be_xml_snapshot_domain_text(xml, &error);
+    g_autoptr(BeXmlDomain) domain = be_xml_domain_parse(text, &error);
+
+    g_assert_no_error(error);
+    g_assert_null(snapshot->parent);
+    g_assert_cmpstr(snapshot->state, ==, "shutoff");
+    g_assert_cmpint(snapshot->memory, ==, BE_PART_NONE);
+    g_assert_cmpint(be_xml_snapshot_disk(snapshot, "vda")->part, ==, BE_PART_INTERNAL);
+    g_assert_null(be_xml_snapshot_disk(snapshot, "vda")->overlay.path);
+    assert_level(&be_xml_domain_disk(domain, "vda")->top, BE_XML_SOURCE_FILE,
+                 "/var/lib/libvirt/images/vda.qcow2", "qcow2", 0);
+}
+
+#define DOMAIN_OF_TWO \
+    "<domain type='qemu'><name>n</name><uuid>u</uuid><devices>" \
+    "<disk type='file' device='disk'><source file='/a'/><target dev='vda'/></disk>" \
+    "<disk type='file' device='cdrom'><source file='/c'/><target dev='sda'/><readonly/></disk>" \
+    "</devices></domain>"
+
+/* What other tools leave out is what libvirt takes it for. */
+static void test_snapshot_unsaid(void)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(BeXmlSnapshot) off = be_xml_snapshot_parse(
+        "<domainsnapshot><name>a</name><state>shutoff</state>" DOMAIN_OF_TWO "</domainsnapshot>",
+        &error);
+    g_autoptr(BeXmlSnapshot) live = be_xml_snapshot_parse(
+        "<domainsnapshot><name>a</name><state>running</state><creationTime>-5</creationTime>"
+        DOMAIN_OF_TWO "</domainsnapshot>", &error);
+    g_autoptr(BeXmlSnapshot) only = be_xml_snapshot_parse(
+        "<domainsnapshot><name>a</name><state>disk-snapshot</state>" DOMAIN_OF_TWO
+        "</domainsnapshot>", &error);
+    g_autoptr(BeXmlSnapshot) old = be_xml_snapshot_parse(
+        "<domainsnapshot><name>a</name><state>martian</state><domain><uuid>u</uuid></domain>"
+        "</domainsnapshot>", &error);
+
+    g_assert_no_error(error);
+    g_assert_cmpint(off->memory, ==, BE_PART_NONE);
+    g_assert_cmpint(be_xml_snapshot_disk(off, "vda")->part, ==, BE_PART_INTERNAL);
+    g_assert_cmpint(be_xml_snapshot_disk(off, "sda")->part, ==, BE_PART_NONE);
+    g_assert_cmpint(live->memory, ==, BE_PART_INTERNAL);
+    g_assert_cmpint(live->created_s, ==, 0);
+    g_assert_cmpint(be_xml_snapshot_disk(only, "vda")->part, ==, BE_PART_NONE);
+    g_assert_null(old->domain);
+    g_assert_cmpstr(old->state, ==, "nostate");
+}
+
+static void test_snapshot_bad(void)
+{
+    static const char *const bad[] = {
+        "<domain/>",
+        "<domainsnapshot/>",
+        "<domainsnapshot><name>a</name><disks><disk/></disks></domainsnapshot>",
+        "<domainsnapshot><name>a</name><disks><disk name='../a'/></disks></domainsnapshot>",
+        "<domainsnapshot><name>a</name><disks><disk name='a'/><disk name='a'/></disks>"
+        "</domainsnapshot>",
+        "<domainsnapshot><name>a</name><domain><devices/></domain></domainsnapshot>",
+    };
+
+    for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
+        g_autoptr(GError) error = NULL;
+
+        g_assert_null(be_xml_snapshot_parse(bad[i], &error));
+        g_assert_error(error, BE_ERROR, EIO);
+    }
+    g_assert_null(be_xml_snapshot_domain_text(bad[0], NULL));
+    g_assert_null(be_xml_snapshot_domain_text(bad[1], NULL));
+    be_xml_snapshot_free(NULL);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -455,5 +573,10 @@ int main(int argc, char **argv)
     g_test_add_func("/xml/backup/build", test_backup_build);
     g_test_add_func("/xml/backup/build-names", test_backup_build_names);
     g_test_add_func("/xml/backup/parse", test_backup_parse);
+    g_test_add_func("/xml/snapshot/memory", test_snapshot_memory);
+    g_test_add_func("/xml/snapshot/disk-only", test_snapshot_disk_only);
+    g_test_add_func("/xml/snapshot/internal", test_snapshot_internal);
+    g_test_add_func("/xml/snapshot/unsaid", test_snapshot_unsaid);
+    g_test_add_func("/xml/snapshot/bad", test_snapshot_bad);
     return g_test_run();
 }

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * backend-objects.h - the part of backend.h about snapshots: what libvirt keeps of
+ * a domain under names of their own.
+ *
+ * To be had by including backend.h, whose rules on threads and errors hold here.
+ */
+#pragma once
+
+#include "backend/backend.h"
+
+/**
+ * BeObjectKind: what libvirt keeps of a domain under names of their own.
+ */
+typedef enum {
+    BE_SNAPSHOTS,
+    BE_OBJECT_KINDS,           /* how many there are */
+} BeObjectKind;
+
+/**
+ * BeObject: what all of them have; immutable.  A BeSnapshot begins with one.
+ */
+typedef struct {
+    gatomicrefcount refs;
+    BeObjectKind kind;
+    char *id;                  /* of kind, domain, name and time: no two ever share one */
+    char *domain_uuid;
+    char *name;                /* libvirt's name, raw bytes */
+    char *parent;              /* a name, or NULL */
+    char *description;         /* or NULL */
+    gint64 created_us;         /* real time; libvirt knows whole seconds */
+    uid_t owner;               /* who made it through us; (uid_t)-1: nobody did */
+} BeObject;
+
+BeObject *be_object_ref(BeObject *object);
+void be_object_unref(BeObject *object);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeObject, be_object_unref)
+
+/**
+ * BeObjectList: all objects of a kind of one domain at one moment; immutable,
+ * oldest first.
+ */
+typedef struct {
+    gatomicrefcount refs;
+    GPtrArray *objects;        /* of BeObject */
+    GHashTable *by_name;       /* char * -> BeObject */
+    char *current;             /* the name of the current one, or NULL */
+    gpointer attached;         /* see be_object_list_attach() */
+    GDestroyNotify free_attached;
+} BeObjectList;
+
+BeObjectList *be_object_list_ref(BeObjectList *list);
+void be_object_list_unref(BeObjectList *list);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeObjectList, be_object_list_unref)
+
+/**
+ * be_object_list_find: Returns: (transfer none): the object, or NULL.
+ */
+BeObject *be_object_list_find(const BeObjectList *list, const char *name);
+
+/**
+ * be_object_list_attach: keeps @data (transfer full) as long as the list, to be
+ * freed with @free_data; what was made of a list need not be made twice.
+ * be_object_list_attached: what was attached, or NULL.
+ * Returns: what is attached: @data, or what another thread was quicker with.
+ */
+gpointer be_object_list_attach(BeObjectList *list, gpointer data, GDestroyNotify free_data);
+gpointer be_object_list_attached(BeObjectList *list);
+
+/**
+ * be_objects: the newest list, possibly stale or empty when it was not read
+ * yet (see be_objects_refresh()).  A list that did not change is the same one.
+ * Returns: a new reference, never NULL.
+ */
+BeObjectList *be_objects(Be *be, BeObjectKind kind, const char *uuid);
+
+/**
+ * be_objects_are_fresh, be_objects_are_stale, be_objects_refresh: what
+ * be_is_fresh(), be_is_stale() and be_refresh() are for the list of domains.
+ * No event tells of snapshots, so each list is read when it is asked for.
+ */
+gboolean be_objects_are_fresh(Be *be, BeObjectKind kind, const char *uuid);
+gboolean be_objects_are_stale(Be *be, BeObjectKind kind, const char *uuid);
+void be_objects_refresh(Be *be, BeObjectKind kind, const char *uuid, BeRefreshDone done,
+                        gpointer user);
+
+/**
+ * BePart: where a snapshot keeps the memory or the state of a disk.
+ */
+typedef enum {
+    BE_PART_NONE,              /* it is no part of the snapshot */
+    BE_PART_INTERNAL,          /* inside the disk's image */
+    BE_PART_EXTERNAL,          /* in a file of its own; of a disk: what is below its overlay */
+    BE_PART_MANUAL,            /* a disk that somebody else takes care of */
+} BePart;
+
+const char *be_part_name(BePart part);
+
+/**
+ * BeSnapshot: one snapshot of a domain, as libvirt describes it; immutable.
+ */
+typedef struct {
+    BeObject object;           /* first: a BeObject of the kind BE_SNAPSHOTS is one of these */
+    char *state;               /* of the domain: "running", "shutoff", "disk-snapshot", ... */
+    BePart memory;
+    char *memory_file;         /* of external memory, else NULL */
+} BeSnapshot;
+
+/**
+ * be_snapshot_xml_fetch, be_snapshot_domain_xml_fetch: the snapshot's XML as
+ * `virsh snapshot-dumpxml` prints it, and the <domain> in it.  Query jobs.
+ * ENOENT, also when another snapshot has that name now; EHOSTUNREACH, ETIMEDOUT.
+ */
+void be_snapshot_xml_fetch(Be *be, BeSnapshot *snapshot, BeTextDone done, gpointer user);
+void be_snapshot_domain_xml_fetch(Be *be, BeSnapshot *snapshot, BeTextDone done, gpointer user);

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * snapshot.h - what the rows of domains/<vm>/snapshots show and do; named by tree.c.
+ */
+#pragma once
+
+#include "fs/def.h"
+
+FsListing *fs_snapshots_list(Fs *fs, FsItem *item);
+char *fs_snapshots_current(Fs *fs, FsItem *item);
+extern const FsFresh fs_snapshots_fresh;
+
+gboolean fs_snapshot_show_state(Fs *fs, FsItem *item, GString *out, GError **error);
+void fs_snapshot_fetch_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
+void fs_snapshot_fetch_domain_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
+void fs_snapshot_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
