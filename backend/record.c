@@ -357,7 +357,7 @@ static void load_one(Be *be, const char *kind, const char *id, GPtrArray *record
     g_ptr_array_add(records, record);
 }
 
-GPtrArray *be_record_load(Be *be, const char *kind)
+GPtrArray *be_record_load_some(Be *be, const char *kind, const char *prefix)
 {
     GPtrArray *records = g_ptr_array_new_with_free_func(record_free);
     g_autofree char *path = be_record_dir(be, kind);
@@ -367,12 +367,17 @@ GPtrArray *be_record_load(Be *be, const char *kind)
     while (dir && (name = g_dir_read_name(dir))) {
         g_autofree char *id = id_of(name);
 
-        if (id) {
+        if (id && (!prefix || g_str_has_prefix(id, prefix))) {
             load_one(be, kind, id, records);
         }
     }
     g_ptr_array_sort(records, compare_ids);
     return records;
+}
+
+GPtrArray *be_record_load(Be *be, const char *kind)
+{
+    return be_record_load_some(be, kind, NULL);
 }
 
 /* ---- Members ------------------------------------------------------------------------- */

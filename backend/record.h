@@ -68,6 +68,11 @@ JsonObject *be_record_read(Be *be, const char *kind, const char *id, GError **er
 GPtrArray *be_record_load(Be *be, const char *kind);
 
 /**
+ * be_record_load_some: the same of those whose id begins with @prefix (NULL: all).
+ */
+GPtrArray *be_record_load_some(Be *be, const char *kind, const char *prefix);
+
+/**
  * be_record_set_aside: for a record that is sound JSON and makes no sense all the
  * same: renamed to ID.broken, so that it is looked at once and not again at each
  * start.
