@@ -353,6 +353,17 @@ typedef struct {
 } BeDisk;
 
 /**
+ * BeExtra: what a machine needs besides its disks to be built again.
+ */
+typedef enum {
+    BE_EXTRA_NVRAM,            /* the firmware's variables */
+    BE_EXTRA_TPM,              /* the state of an emulated TPM */
+    BE_EXTRA_KERNEL,           /* of a direct boot */
+    BE_EXTRA_INITRD,
+    BE_EXTRA_COUNT,
+} BeExtra;
+
+/**
  * BeBackup: one backup of one domain.  The fields are constant from the moment
  * it is listed until it is freed; what changes is asked for by function.
  */
@@ -369,6 +380,7 @@ typedef struct {
     char *domain_xml;
     char *backup_xml;          /* as libvirt reports it; "" for an offline one */
     GPtrArray *disks;          /* of BeDisk, in the order of the domain XML */
+    BeStream *extras[BE_EXTRA_COUNT]; /* NULL: the machine has none */
 } BeBackup;
 
 BeBackup *be_backup_ref(BeBackup *backup);

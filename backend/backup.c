@@ -108,6 +108,9 @@ void be_backup_unref(BeBackup *pub)
     }
     be_offline_free(backup->offline);
     g_ptr_array_unref(pub->disks);
+    for (BeExtra extra = 0; extra < BE_EXTRA_COUNT; extra++) {
+        be_stream_unref(pub->extras[extra]);
+    }
     g_free(pub->id);
     g_free(pub->name);
     g_free(pub->domain_uuid);

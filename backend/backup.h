@@ -27,7 +27,7 @@ typedef struct {
     BeBackup pub;              /* first: a BeBackup pointer is one of these */
     Be *be;
     char *run_path;            /* private directory of the sockets */
-    char *scratch_path;        /* private directory of the scratch images; NULL when offline */
+    char *scratch_path;        /* private directory of scratch images and extras */
     char *socket;              /* of QEMU's NBD server */
     BackupStage stage;         /* as in the journal; workers of this domain alone */
     gboolean off;              /* of a domain that is off */
@@ -189,6 +189,11 @@ typedef struct {
 } BackupPlan;
 
 /**
+ * backup_scratch_dir: where its scratch directory is made; owned by the plan.
+ */
+const char *backup_scratch_dir(const BackupPlan *plan);
+
+/**
  * backup_begin_live, backup_begin_off: the two ways, for a domain that runs
  * and one that is off.  Action worker.
  */
@@ -202,6 +207,16 @@ gboolean backup_begin_off(BackupPlan *plan, GError **error);
 gboolean backup_step_record(gpointer work, GError **error);
 void backup_undo_record(gpointer work);
 gboolean backup_step_list(gpointer work, GError **error);
+
+/**
+ * backup_step_extras: copies what belongs to the machine and is no disk.
+ * backup_open_extras: makes the streams of the copies that are there.
+ * backup_fail_extras, backup_close_extras: as for the streams of the disks.
+ */
+gboolean backup_step_extras(gpointer work, GError **error);
+void backup_open_extras(Backup *backup);
+void backup_fail_extras(Backup *backup, const char *reason);
+void backup_close_extras(Backup *backup);
 
 /**
  * be_offline_free: releases the locks; after the streams were closed.

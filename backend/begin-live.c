@@ -75,10 +75,10 @@ static gboolean run_record(gpointer work, GError **error)
 {
     BackupPlan *plan = work;
     Backup *backup = plan->backup;
-    const char *scratch = plan->scratch_dir ? plan->scratch_dir : plan->be->scratch_dir;
 
     backup->run_path = be_dirs_random(plan->be->run_dir, error);
-    backup->scratch_path = backup->run_path ? be_dirs_random(scratch, error) : NULL;
+    backup->scratch_path =
+        backup->run_path ? be_dirs_random(backup_scratch_dir(plan), error) : NULL;
     if (!backup->scratch_path) {
         return FALSE;
     }
@@ -247,6 +247,7 @@ static gboolean run_list(gpointer work, GError **error)
 static const BeStep live_steps[] = {
     {"record", run_record, backup_undo_record},
     {"directories", run_directories, undo_directories},
+    {"extras", backup_step_extras, NULL},
     {"begin", run_begin, undo_begin},
     {"describe", run_describe, NULL},
     {"list", run_list, NULL},
@@ -275,7 +276,7 @@ static guint64 sure_bytes(const BackupPlan *plan)
 
 gboolean backup_begin_live(BackupPlan *plan, GError **error)
 {
-    const char *scratch = plan->scratch_dir ? plan->scratch_dir : plan->be->scratch_dir;
+    const char *scratch = backup_scratch_dir(plan);
 
     return nothing_runs(plan, error) && measure(plan, error)
            && be_scratch_check_start(plan->be, scratch, sure_bytes(plan), error)

@@ -111,17 +111,20 @@ static gboolean run_record(gpointer work, GError **error)
     BackupPlan *plan = work;
 
     plan->backup->run_path = be_dirs_random(plan->be->run_dir, error);
-    return plan->backup->run_path && backup_step_record(plan, error);
+    plan->backup->scratch_path =
+        plan->backup->run_path ? be_dirs_random(backup_scratch_dir(plan), error) : NULL;
+    return plan->backup->scratch_path && backup_step_record(plan, error);
 }
 
-static gboolean run_directory(gpointer work, GError **error)
+static gboolean run_directories(gpointer work, GError **error)
 {
     BackupPlan *plan = work;
 
-    return be_dirs_private(plan->backup->run_path, geteuid(), getegid(), error);
+    return be_dirs_private(plan->backup->run_path, geteuid(), getegid(), error)
+           && be_dirs_private(plan->backup->scratch_path, geteuid(), getegid(), error);
 }
 
-static void undo_directory(gpointer work)
+static void undo_directories(gpointer work)
 {
     BackupPlan *plan = work;
 
@@ -184,7 +187,8 @@ static gboolean run_describe(gpointer work, GError **error)
 
 static const BeStep off_steps[] = {
     {"record", run_record, backup_undo_record},
-    {"directory", run_directory, undo_directory},
+    {"directories", run_directories, undo_directories},
+    {"extras", backup_step_extras, NULL},
     {"lock", run_lock, NULL},
     {"check", run_check, NULL},
     {"describe", run_describe, NULL},

@@ -110,6 +110,11 @@ static gboolean choose_disks(BackupPlan *plan, GError **error)
     return TRUE;
 }
 
+const char *backup_scratch_dir(const BackupPlan *plan)
+{
+    return plan->scratch_dir ? plan->scratch_dir : plan->be->scratch_dir;
+}
+
 /* ---- Steps of both ways ----------------------------------------------------------- */
 
 gboolean backup_step_record(gpointer work, GError **error)

@@ -203,6 +203,7 @@ Backup *be_journal_parse(Be *be, JsonObject *object)
     backup->run_path = g_strdup(be_record_get_string(object, "run-path"));
     backup->scratch_path = g_strdup(be_record_get_string(object, "scratch-path"));
     backup->socket = g_strdup(be_record_get_string(object, "socket"));
+    backup_open_extras(backup);
     if (g_strcmp0(be_record_get_string(object, "kind"), "live") == 0
         && !load_disks(backup, object)) {
         be_backup_unref(&backup->pub);

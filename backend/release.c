@@ -24,6 +24,7 @@ void backup_close_streams(Backup *backup)
             be_stream_close(disk->stream);
         }
     }
+    backup_close_extras(backup);
 }
 
 /* Whether the caller is the one to release; if not, it has been done. */
@@ -144,6 +145,7 @@ gboolean backup_fail(Backup *backup, const char *reason)
         be_stream_fail(disk->stream, reason);
         be_view_fail(disk->full, reason);
     }
+    backup_fail_extras(backup, reason);
     doom(backup);
     backup_notify(backup, BE_EVENT_BACKUP_FAILED, EIO, reason);
     be_crash_point("backup-fail", "settle", "before");

@@ -101,6 +101,7 @@ void be_xml_domain_free(BeXmlDomain *domain)
     g_free(domain->loader);
     g_free(domain->loader_type);
     g_free(domain->nvram);
+    g_free(domain->tpm_version);
     g_free(domain->kernel);
     g_free(domain->initrd);
     g_free(domain->dac_label);
@@ -216,6 +217,16 @@ static gboolean is_connected_agent(const xmlNode *channel)
            && xml_attribute_is(target, "state", "connected");
 }
 
+static void parse_tpm(const xmlNode *tpm, BeXmlDomain *domain)
+{
+    const xmlNode *backend = xml_child(tpm, "backend");
+
+    if (!domain->tpm_emulated && xml_attribute_is(backend, "type", "emulator")) {
+        domain->tpm_emulated = TRUE;
+        domain->tpm_version = xml_attribute(backend, "version");
+    }
+}
+
 static gboolean parse_devices(const xmlNode *devices, BeXmlDomain *domain, GError **error)
 {
     for (const xmlNode *node = devices ? devices->children : NULL; node; node = node->next) {
@@ -223,6 +234,8 @@ static gboolean parse_devices(const xmlNode *devices, BeXmlDomain *domain, GErro
             if (!parse_disk(node, domain, error)) {
                 return FALSE;
             }
+        } else if (xml_is_element(node, "tpm")) {
+            parse_tpm(node, domain);
         } else if (xml_is_element(node, "hostdev")) {
             domain->has_hostdevs = TRUE;
         } else if (xml_is_element(node, "channel") && is_connected_agent(node)) {

@@ -157,6 +157,34 @@ gboolean fs_backup_show_job(Fs *fs G_GNUC_UNUSED, FsItem *item, GString *out,
     return TRUE;
 }
 
+/* What belongs to the machine and is no disk; a row without its stream is not there. */
+static BeStream *extra_stream(FsItem *item, BeExtra extra)
+{
+    const BeBackup *backup = item->data;
+
+    return backup->extras[extra];
+}
+
+BeStream *fs_backup_nvram_stream(FsItem *item)
+{
+    return extra_stream(item, BE_EXTRA_NVRAM);
+}
+
+BeStream *fs_backup_tpm_stream(FsItem *item)
+{
+    return extra_stream(item, BE_EXTRA_TPM);
+}
+
+BeStream *fs_backup_kernel_stream(FsItem *item)
+{
+    return extra_stream(item, BE_EXTRA_KERNEL);
+}
+
+BeStream *fs_backup_initrd_stream(FsItem *item)
+{
+    return extra_stream(item, BE_EXTRA_INITRD);
+}
+
 void fs_backup_xattrs(FsItem *item, FsXattrAdd add, gpointer user)
 {
     const BeBackup *backup = item->data;

@@ -17,6 +17,10 @@ gboolean fs_backup_show_consistency(Fs *fs, FsItem *item, GString *out, GError *
 gboolean fs_backup_show_backup_xml(Fs *fs, FsItem *item, GString *out, GError **error);
 gboolean fs_backup_show_domain_xml(Fs *fs, FsItem *item, GString *out, GError **error);
 gboolean fs_backup_show_job(Fs *fs, FsItem *item, GString *out, GError **error);
+BeStream *fs_backup_nvram_stream(FsItem *item);
+BeStream *fs_backup_tpm_stream(FsItem *item);
+BeStream *fs_backup_kernel_stream(FsItem *item);
+BeStream *fs_backup_initrd_stream(FsItem *item);
 void fs_backup_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
 
 FsListing *fs_backup_disks_list(Fs *fs, FsItem *item);

@@ -30,6 +30,7 @@ typedef enum {
 typedef enum {
     FS_HIDDEN = 1 << 0,        /* opens by name, readdir does not list it */
     FS_SLOW = 1 << 1,          /* the host may need some seconds for its text */
+    FS_SECRET = 1 << 2,        /* a STREAM for its owner alone */
 } FsFlags;
 
 /**
@@ -110,7 +111,8 @@ struct FsDef {
     /* CONTROL */
     const FsVerb *verbs;
 
-    /* STREAM: a borrowed reference, valid as long as the item; NULL: not prepared */
+    /* STREAM: a borrowed reference, valid as long as the item; NULL: not prepared, or,
+     * where there is no `prepare`, the object has no such file */
     BeStream *(*stream)(FsItem *item);
     /* STREAM whose size is not known beforehand: has the host find it out */
     void (*prepare)(FsItem *item, BeDone done, gpointer user);

@@ -24,14 +24,19 @@
 
 /* ---- Finding ------------------------------------------------------------ */
 
+/* A link without a target and a file without its data are not there now. */
+static gboolean is_there(Fs *fs, const FsDef *row, FsItem *item)
+{
+    g_autofree char *target = row->target ? row->target(fs, item) : NULL;
+
+    return (!row->target || target) && (!row->stream || row->prepare || row->stream(item));
+}
+
 static const FsDef *static_row(Fs *fs, const FsNode *dir, const char *name)
 {
     for (const FsDef *row = dir->def->rows; row && row->name; row++) {
         if (g_str_equal(row->name, name)) {
-            g_autofree char *target =
-                row->kind == FS_KIND_LINK ? row->target(fs, dir->item) : NULL;
-
-            return row->kind == FS_KIND_LINK && !target ? NULL : row;
+            return is_there(fs, row, dir->item) ? row : NULL;
         }
     }
     return NULL;

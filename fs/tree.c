@@ -8,7 +8,8 @@
  *       snapshots/ current
  *         <name>/  created state description memory parent snapshot.xml domain.xml control error
  *       backups/ latest
- *         <name>/  created state consistency backup.xml domain.xml control error job
+ *         <name>/  created state consistency backup.xml domain.xml nvram tpm kernel initrd
+ *                  control error job
  *           disks/ <target>.raw
  *           full/  <target>.qcow2
  *           maps/  <target>.json
@@ -29,6 +30,8 @@
 #define DIR_ROW(n, ...) {.name = n, .kind = FS_KIND_DIR, .mode = 0750, __VA_ARGS__}
 #define TEXT_ROW(n, ...) {.name = n, .kind = FS_KIND_ATTR, .mode = 0640, __VA_ARGS__}
 #define DATA_ROW(n, ...) {.name = n, .kind = FS_KIND_STREAM, .mode = 0640, __VA_ARGS__}
+#define SECRET_ROW(n, f) \
+    {.name = n, .kind = FS_KIND_STREAM, .mode = 0400, .stream = f, .flags = FS_SECRET}
 #define CONTROL_ROW(v) {.name = "control", .kind = FS_KIND_CONTROL, .mode = 0600, .verbs = v}
 #define LINK_ROW(n, f) {.name = n, .kind = FS_KIND_LINK, .mode = 0777, .target = f}
 #define END_ROW {.name = NULL}
@@ -49,6 +52,10 @@ static const FsDef backup_rows[] = {
     TEXT_ROW("consistency", .show = fs_backup_show_consistency),
     TEXT_ROW("backup.xml", .show = fs_backup_show_backup_xml),
     TEXT_ROW("domain.xml", .show = fs_backup_show_domain_xml),
+    SECRET_ROW("nvram", fs_backup_nvram_stream),
+    SECRET_ROW("tpm", fs_backup_tpm_stream),
+    DATA_ROW("kernel", .stream = fs_backup_kernel_stream),
+    DATA_ROW("initrd", .stream = fs_backup_initrd_stream),
     CONTROL_ROW(fs_backup_verbs),
     TEXT_ROW("error", .show = fs_item_show_failures),
     TEXT_ROW("job", .show = fs_backup_show_job),
@@ -148,17 +155,18 @@ static gboolean kind_fits(const FsDef *def)
     return FALSE;
 }
 
-static mode_t mode_of_kind(FsKind kind)
+static mode_t mode_of_row(const FsDef *def)
 {
-    switch (kind) {
+    switch (def->kind) {
     case FS_KIND_DIR:
         return 0750;
     case FS_KIND_CONTROL:
         return 0600;
     case FS_KIND_LINK:
         return 0777;
-    case FS_KIND_ATTR:
     case FS_KIND_STREAM:
+        return def->flags & FS_SECRET ? 0400 : 0640;
+    case FS_KIND_ATTR:
     case FS_KIND_FEED:
         return 0640;
     }
@@ -194,7 +202,7 @@ static void check_row(const FsDef *def, const char *path, gpointer user)
     char **broken = user;
 
     if (!*broken
-        && !(kind_fits(def) && def->mode == mode_of_kind(def->kind) && verbs_fit(def->verbs)
+        && !(kind_fits(def) && def->mode == mode_of_row(def) && verbs_fit(def->verbs)
              && rows_unique(def->rows))) {
         *broken = g_strdup(path);
     }

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import uuid
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,30 @@ def hung(leftovers: None) -> Iterator[HungLibvirtd]:
     yield libvirtd
     libvirtd.go_on()
     Caller.end_all()
+
+
+### What a machine has besides its disks
+
+# No multiple of a sector.
+NVRAM = bytes(range(256)) * 2112 + b"end"
+TPM = b"the state of a TPM"
+
+
+def add_firmware(guest: bed.Guest) -> tuple[Path, Path]:
+    """A variable store and a TPM, as libvirt's XML names them. Nothing boots from it."""
+    store = guest.dir / "nvram of it.fd"
+    store.write_bytes(NVRAM)
+    state = Path("/var/lib/libvirt/swtpm") / guest.uuid / "tpm2" / "tpm2-00.permall"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(TPM)
+    root = guest.xml(inactive=True)
+    boot = root.find("os")
+    ET.SubElement(boot, "loader", readonly="yes", type="pflash").text = "/usr/share/no-code.fd"
+    ET.SubElement(boot, "nvram").text = str(store)
+    tpm = ET.SubElement(root.find("devices"), "tpm", model="tpm-crb")
+    ET.SubElement(tpm, "backend", type="emulator", version="2.0")
+    bed.connection().defineXML(ET.tostring(root, encoding="unicode"))
+    return store, state
 
 
 ### Rows of the tree

@@ -62,6 +62,7 @@ def full() -> Iterator[Mount]:
             f"<domainsnapshot><name>{NAMES['name']}</name>"
             f"<memory snapshot='external' file='{guest.dir}/memory'/></domainsnapshot>", 0)
         guest.destroy()
+        fsutil.add_firmware(guest)
     mount = Mount("qemu:///system")
     backups = [mount.domains / guest.name / "backups/b1" for guest in guests]
     try:
