@@ -45,6 +45,20 @@ typedef enum {
 gboolean be_quiesce_parse(const char *word, BeQuiesce *ret_quiesce);
 
 /**
+ * BeOfflineWay: how a machine that is off is backed up.
+ */
+typedef enum {
+    BE_OFFLINE_DEFAULT,        /* as the mount says; of the mount: from its images */
+    BE_OFFLINE_IMAGE,          /* its images are read, under QEMU's lock; nothing is started */
+    BE_OFFLINE_PAUSED,         /* it is started paused meanwhile, as a running one is backed up */
+} BeOfflineWay;
+
+/**
+ * be_offline_way_parse: "image", "paused".  Returns: FALSE for anything else.
+ */
+gboolean be_offline_way_parse(const char *word, BeOfflineWay *ret_way);
+
+/**
  * BeRecover: what a start does with a backup that an earlier process left running.
  */
 typedef enum {
@@ -65,6 +79,7 @@ typedef struct {
     gboolean read_only;        /* open libvirt read-only, refuse actions */
     guint64 scratch_reserve;   /* bytes that must stay free on scratch_dir */
     BeQuiesce quiesce;         /* of backups that do not say */
+    BeOfflineWay offline;      /* of backups that do not say */
     BeRecover recover;
     guint idle_end;            /* seconds until a backup that nobody reads is ended; 0: never */
 } BeConfig;
@@ -408,6 +423,7 @@ typedef struct {
     const char *const *only;   /* targets, NULL-terminated, or NULL: all */
     const char *scratch_dir;   /* or NULL: the mount's */
     BeQuiesce quiesce;
+    BeOfflineWay offline;
 } BeBackupOptions;
 
 /**
@@ -420,7 +436,8 @@ typedef struct {
  * Disks left out are told as BE_EVENT_WARNING.
  * ENOENT, EEXIST, EBUSY at once when a job is in the way, EACCES, ENOSPC,
  * EOPNOTSUPP, EHOSTUNREACH, ETIMEDOUT; ECANCELED.
- * (libvirt: virDomainBackupBegin; QEMU: qemu-nbd for a domain that is off.)
+ * (libvirt: virDomainBackupBegin; QEMU: qemu-nbd for a domain that is off, or its
+ * machine, started paused.)
  */
 BeJob *be_backup_begin(Be *be, const char *uuid, const char *name, const BeBackupOptions *options,
                        const BeCaller *caller, BeDone done, gpointer user);
@@ -523,5 +540,15 @@ BeStream *be_disk_full(const BeDisk *disk);
  * @disk: of a backup that lives until @done
  */
 void be_disk_full_prepare(const BeDisk *disk, BeDone done, gpointer user);
+
+/* ---- A process of its own ------------------------------------------------- */
+
+/**
+ * be_holder_main: what a program that uses this backend calls first of all in
+ * main(): the backend starts that program again, under another name, as the process
+ * that holds a paused machine and outlives us.
+ * Returns: the exit code where this is that process; -1: it is not, go on.
+ */
+int be_holder_main(int argc, char **argv);
 
 #include "backend/backend-objects.h"

@@ -399,6 +399,7 @@ static void check_on_worker(Be *be, gpointer data)
     g_autoptr(GPtrArray) backups = copy_list(be, data);
 
     be_freezes_recover(be);
+    be_pauses_recover(be);
     be_backups_recover(be);
     for (guint i = 0; i < backups->len; i++) {
         Backup *backup = g_ptr_array_index(backups, i);
@@ -464,6 +465,10 @@ static gboolean recover_one(Be *be, Backup *backup)
     g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, backup->pub.domain_uuid, &error);
     int ours = 0;
 
+    /* Its machine is about to be turned off: this is no backup to be given back. */
+    if (be_paused_is_left(be, backup->pub.domain_uuid)) {
+        return FALSE;
+    }
     if (domain && backup->socket) {
         ours = backup_job_is_ours(backup, domain, &error);
     }

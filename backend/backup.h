@@ -7,6 +7,7 @@
 #include <json-glib/json-glib.h>
 
 #include "backend/job.h"
+#include "backend/paused.h"
 #include "backend/private.h"
 #include "backend/xml.h"
 
@@ -33,6 +34,7 @@ typedef struct {
     gboolean off;              /* of a domain that is off */
     gint scratch_full;         /* atomic: it failed for lack of scratch space */
     BeOffline *offline;        /* its locks; whoever releases, else NULL */
+    BePaused *paused;          /* the machine it holds; whoever releases, else NULL */
 
     GMutex lock;
     GCond released_cond;
@@ -179,12 +181,14 @@ typedef struct {
     char **only;               /* targets, or NULL */
     char *scratch_dir;         /* or NULL: the mount's */
     BeQuiesce quiesce;
+    BeOfflineWay offline;
     BeCaller caller;
 
     virDomainPtr domain;
     BeXmlDomain *xml;
     GPtrArray *chosen;         /* of const BeXmlDisk, owned by xml */
     Backup *backup;
+    gboolean hold;             /* it is off, and started paused for this */
     gboolean uncertain;        /* the host may have begun it without our knowing */
 } BackupPlan;
 
@@ -194,8 +198,8 @@ typedef struct {
 const char *backup_scratch_dir(const BackupPlan *plan);
 
 /**
- * backup_begin_live, backup_begin_off: the two ways, for a domain that runs
- * and one that is off.  Action worker.
+ * backup_begin_live, backup_begin_off: the two ways, for a domain that runs (or
+ * is held paused) and for the images of one that is off.  Action worker.
  */
 gboolean backup_begin_live(BackupPlan *plan, GError **error);
 gboolean backup_begin_off(BackupPlan *plan, GError **error);

@@ -16,6 +16,7 @@
 #include "backend/backup.h"
 #include "backend/error.h"
 #include "backend/freeze.h"
+#include "backend/paused.h"
 #include "backend/job.h"
 #include "backend/objects.h"
 #include "backend/private.h"
@@ -161,6 +162,7 @@ static void set_config(Be *be, const BeConfig *config)
     be->read_only = config->read_only;
     be->scratch_reserve = config->scratch_reserve;
     be->quiesce = config->quiesce == BE_QUIESCE_DEFAULT ? BE_QUIESCE_TRY : config->quiesce;
+    be->offline = config->offline == BE_OFFLINE_DEFAULT ? BE_OFFLINE_IMAGE : config->offline;
     be->recover = config->recover;
     be->idle_end = config->idle_end;
     be->lock_fd = -1;
@@ -193,6 +195,7 @@ Be *be_new(const BeConfig *config, GError **error)
     be->inventory = be_inventory_new(be);
     be->objects = be_objects_new(be);
     be->backups = be_backups_new(be);
+    be->pauses = be_pauses_new();
     return be;
 }
 
@@ -226,6 +229,7 @@ static void first_read(Be *be, gpointer data)
 
     if (be_inventory_read(be, &error)) {
         be_freezes_recover(be);
+        be_pauses_recover(be);
         be_backups_recover(be);
     }
     g_atomic_int_set(&be->starting, 0);
@@ -276,6 +280,7 @@ gboolean be_start(Be *be, GError **error)
     g_atomic_int_set(&be->starting, 1);
     be->timer_thread = g_thread_new("be-timer", timer_main, be);
     be->jobs = be_jobs_new(be);
+    be_pauses_load(be);
     be_backups_load(be);
     be_event_start(be);
 
@@ -298,6 +303,7 @@ void be_free(Be *be)
     }
     be_freezes_free(be->freezes);
     be_backups_free(be->backups);
+    be_pauses_free(be->pauses);
     be_jobs_free(be->jobs);
     be_objects_free(be->objects);
     be_inventory_free(be->inventory);

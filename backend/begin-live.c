@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * begin-live.c - a backup of a running domain: libvirt's pull mode.
+ * begin-live.c - a backup of a running domain: libvirt's pull mode.  Also of one that
+ * is off, and started paused for it (paused.h).
  *
  * QEMU copies what the guest overwrites into scratch images and serves the disk
  * as it was over NBD on a unix socket (virDomainBackupBegin; QEMU
@@ -31,6 +32,9 @@ static gboolean nothing_runs(BackupPlan *plan, GError **error)
 {
     virDomainJobInfo info;
 
+    if (plan->hold) {
+        return TRUE;
+    }
     if (virDomainGetJobInfo(plan->domain, &info) < 0) {
         be_error_from_libvirt(error, "cannot ask for the domain's job");
         return FALSE;
@@ -86,6 +90,27 @@ static gboolean run_record(gpointer work, GError **error)
     return backup_step_record(plan, error);
 }
 
+static gboolean run_hold(gpointer work, GError **error)
+{
+    BackupPlan *plan = work;
+    g_autofree char *what = g_strdup_printf("backup '%s'", plan->name);
+
+    if (plan->hold) {
+        plan->backup->paused = be_paused_start(plan->be, plan->domain, what, error);
+    }
+    return !plan->hold || plan->backup->paused;
+}
+
+/* The machine and the directories: both go with the backup, as at its end. */
+static void undo_hold(gpointer work)
+{
+    BackupPlan *plan = work;
+
+    if (!plan->uncertain) {
+        backup_release(plan->backup);
+    }
+}
+
 static gboolean run_directories(gpointer work, GError **error)
 {
     BackupPlan *plan = work;
@@ -97,15 +122,6 @@ static gboolean run_directories(gpointer work, GError **error)
            && be_host_qemu_identity(plan->be, conn, plan->xml->dac_label, &uid, &gid, error)
            && be_dirs_private(plan->backup->run_path, uid, gid, error)
            && be_dirs_private(plan->backup->scratch_path, uid, gid, error);
-}
-
-static void undo_directories(gpointer work)
-{
-    BackupPlan *plan = work;
-
-    if (!plan->uncertain) {
-        backup_release(plan->backup);
-    }
 }
 
 static void backup_disk_free(gpointer data)
@@ -143,7 +159,7 @@ static gboolean quiesce(BackupPlan *plan, gboolean *ret_frozen, GError **error)
     g_autoptr(GError) freeze_error = NULL;
 
     *ret_frozen = FALSE;
-    if (plan->quiesce == BE_QUIESCE_OFF) {
+    if (plan->hold || plan->quiesce == BE_QUIESCE_OFF) {
         return TRUE;
     }
     if (be_freeze_is_held(plan->be, plan->uuid)) {
@@ -163,6 +179,14 @@ static gboolean quiesce(BackupPlan *plan, gboolean *ret_frozen, GError **error)
                     "quiesce=require: no guest agent is connected (install qemu-guest-agent)");
     }
     return FALSE;
+}
+
+/* Somebody may have resumed it in this moment: then its disks are no more at rest. */
+static gboolean is_still_paused(const BackupPlan *plan)
+{
+    int state;
+
+    return virDomainGetState(plan->domain, &state, NULL, 0) == 0 && state == VIR_DOMAIN_PAUSED;
 }
 
 /*
@@ -187,6 +211,9 @@ static gboolean run_begin(gpointer work, GError **error)
     }
     plan->backup->pub.created_us = g_get_real_time();
     window_us = g_get_monotonic_time() - frozen_us;
+    if (plan->hold && is_still_paused(plan)) {
+        plan->backup->pub.consistency = BE_CONSISTENCY_OFFLINE;
+    }
     if (frozen) {
         be_crash_point("backup-begin", "frozen", "after");
         if (!be_freeze_end(plan->be, plan->domain, plan->uuid, &thaw_error)) {
@@ -246,7 +273,8 @@ static gboolean run_list(gpointer work, GError **error)
 
 static const BeStep live_steps[] = {
     {"record", run_record, backup_undo_record},
-    {"directories", run_directories, undo_directories},
+    {"hold", run_hold, undo_hold},
+    {"directories", run_directories, NULL},
     {"extras", backup_step_extras, NULL},
     {"begin", run_begin, undo_begin},
     {"describe", run_describe, NULL},

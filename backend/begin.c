@@ -180,6 +180,15 @@ static gboolean read_domain(BackupPlan *plan, gboolean active, GError **error)
     return plan->xml && choose_disks(plan, error);
 }
 
+gboolean be_offline_way_parse(const char *word, BeOfflineWay *ret_way)
+{
+    if (!g_str_equal(word, "image") && !g_str_equal(word, "paused")) {
+        return FALSE;
+    }
+    *ret_way = g_str_equal(word, "paused") ? BE_OFFLINE_PAUSED : BE_OFFLINE_IMAGE;
+    return TRUE;
+}
+
 static gboolean run_begin(Be *be, BeJob *job, gpointer data, GError **error)
 {
     BackupPlan *plan = data;
@@ -195,13 +204,16 @@ static gboolean run_begin(Be *be, BeJob *job, gpointer data, GError **error)
         be_error_from_libvirt(error, "cannot look at the domain");
         return FALSE;
     }
+    plan->hold = !active && plan->offline == BE_OFFLINE_PAUSED;
     return read_domain(plan, active == 1, error)
-           && (active == 1 ? backup_begin_live(plan, error) : backup_begin_off(plan, error));
+           && (active || plan->hold ? backup_begin_live(plan, error)
+                                    : backup_begin_off(plan, error));
 }
 
 char *be_domain_busy(Be *be, const char *uuid)
 {
     Backup *backup = be_backups_in_the_way(be, uuid);
+    g_autofree char *held = be_paused_held(be, uuid);
     g_autoptr(GDateTime) since = NULL;
     g_autofree char *when = NULL;
     char *text;
@@ -213,8 +225,11 @@ char *be_domain_busy(Be *be, const char *uuid)
     when = g_date_time_format(since, "%F %H:%M:%S");
     text = be_backup_state(&backup->pub, NULL) == BE_BACKUP_ENDING
                ? g_strdup_printf("backup '%s' is ending; wait until it is gone", backup->pub.name)
-               : g_strdup_printf("backup '%s' is running since %s; end it with rmdir backups/%s",
-                                 backup->pub.name, when, backup->pub.name);
+               : g_strdup_printf("backup '%s' is running since %s%s; end it with rmdir backups/%s",
+                                 backup->pub.name, when,
+                                 held ? ", and the machine, which is off, is held paused for it"
+                                      : "",
+                                 backup->pub.name);
     be_backup_unref(&backup->pub);
     return text;
 }
@@ -257,6 +272,7 @@ BeJob *be_backup_begin(Be *be, const char *uuid, const char *name, const BeBacku
     plan->only = options ? g_strdupv((char **)options->only) : NULL;
     plan->scratch_dir = options ? g_strdup(options->scratch_dir) : NULL;
     plan->quiesce = options && options->quiesce ? options->quiesce : be->quiesce;
+    plan->offline = options && options->offline ? options->offline : be->offline;
     plan->caller = *caller;
     return be_job_submit(be, uuid, BE_JOB_AT_ONCE, what, run_begin, plan, plan_free, done, user);
 }

@@ -82,10 +82,12 @@ static char *make_job(Be *be, virConnectPtr conn G_GNUC_UNUSED, const char *uuid
     if (backup) {
         be_backup_job_print(&backup->pub, out);
         be_backup_unref(&backup->pub);
+        be_paused_print(be, uuid, out);
     } else if (be->freezes && be_freeze_print(be, uuid, out)) {
         ;                      /* printed */
     } else if (running) {
         g_string_append_printf(out, "kind: action\nobject: %s\n", running);
+        be_paused_print(be, uuid, out);
     } else {
         domain = be_conn_domain(be->query_conn, uuid, error);
         if (domain && virDomainIsActive(domain) == 1) {
@@ -118,10 +120,15 @@ static void pause_free(gpointer data)
 static gboolean run_pause(Be *be, BeJob *job G_GNUC_UNUSED, gpointer data, GError **error)
 {
     const Pause *pause = data;
+    g_autofree char *held = be_paused_held(be, pause->uuid);
     g_autoptr(BeVirDomain) domain = be_conn_domain(be->action_conn, pause->uuid, error);
     int state, result;
 
     if (!domain) {
+        return FALSE;
+    }
+    if (held) {
+        g_set_error_literal(error, BE_ERROR, EBUSY, held);
         return FALSE;
     }
     if (virDomainGetState(domain, &state, NULL, 0) < 0) {

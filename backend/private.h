@@ -28,6 +28,7 @@ typedef struct BeObjects BeObjects;
 typedef struct BeJobs BeJobs;
 typedef struct BeBackups BeBackups;
 typedef struct BeFreezes BeFreezes;
+typedef struct BePauses BePauses;
 
 struct Be {
     char *uri;
@@ -38,6 +39,7 @@ struct Be {
     gboolean read_only;
     guint64 scratch_reserve;
     BeQuiesce quiesce;
+    BeOfflineWay offline;
     BeRecover recover;
     guint idle_end;            /* seconds; 0: never */
     int lock_fd;
@@ -52,6 +54,7 @@ struct Be {
     BeJobs *jobs;
     BeBackups *backups;
     BeFreezes *freezes;        /* NULL on a read-only mount */
+    BePauses *pauses;
 
     GMainContext *timer_context;
     GMainLoop *timer_loop;

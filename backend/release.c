@@ -51,6 +51,17 @@ static void release_end(Backup *backup)
     g_mutex_unlock(&backup->lock);
 }
 
+/* Before the directories: QEMU has files in them. */
+static void end_hold(Backup *backup)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (backup->paused && !be_paused_end(g_steal_pointer(&backup->paused), &error)) {
+        g_warning("the machine of backup '%s' may still be paused: %s", backup->pub.name,
+                  error->message);
+    }
+}
+
 void backup_release(Backup *backup)
 {
     if (!release_begin(backup)) {
@@ -58,6 +69,7 @@ void backup_release(Backup *backup)
     }
     backup_close_streams(backup);
     g_clear_pointer(&backup->offline, be_offline_free);
+    end_hold(backup);
     if (backup->run_path) {
         be_dirs_remove(backup->run_path);
     }

@@ -67,6 +67,7 @@ BeJob *fs_backup_run_begin(const FsAct *act, const FsCommand *command, GError **
     g_auto(GStrv) targets = only ? g_strsplit(only, ",", -1) : NULL;
     BeBackupOptions options = {.only = (const char *const *)targets,
                                .scratch_dir = g_hash_table_lookup(command->options, "scratch")};
+    const char *offline = g_hash_table_lookup(command->options, "offline");
     const char *quiesce = g_hash_table_lookup(command->options, "quiesce");
 
     if (!fs_name_check_new(name, error)) {
@@ -78,6 +79,10 @@ BeJob *fs_backup_run_begin(const FsAct *act, const FsCommand *command, GError **
     }
     if (quiesce && !be_quiesce_parse(quiesce, &options.quiesce)) {
         g_set_error(error, BE_ERROR, EINVAL, "quiesce is try, require or off");
+        return NULL;
+    }
+    if (offline && !be_offline_way_parse(offline, &options.offline)) {
+        g_set_error(error, BE_ERROR, EINVAL, "offline is image or paused");
         return NULL;
     }
     if (targets && targets[0] == NULL) {

@@ -167,12 +167,13 @@ static BeJob *run_thaw(const FsAct *act, const FsCommand *command G_GNUC_UNUSED,
     return be_domain_thaw(act->be, act->item->id, act->done, act->user);
 }
 
-static const char *const backup_keys[] = {"only", "scratch", "quiesce", NULL};
+static const char *const backup_keys[] = {"only", "scratch", "quiesce", "offline", NULL};
 static const char *const freeze_keys[] = {"timeout", NULL};
 
 const FsVerb fs_domain_verbs[] = {
     {"backup", 1, 1, backup_keys,
-     "backup NAME [only=TARGET,...] [quiesce=try|require|off] [scratch=DIR] [async]   "
+     "backup NAME [only=TARGET,...] [quiesce=try|require|off] [scratch=DIR] "
+     "[offline=image|paused] [async]   "
      "start a backup, as mkdir backups/NAME",
      fs_backup_run_begin},
     {"freeze", 0, 64, freeze_keys,

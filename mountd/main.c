@@ -133,6 +133,7 @@ static Be *backend_new(const VmOptions *options, GError **error)
         .domains_glob = options->domains,
         .read_only = options->read_only,
         .scratch_reserve = options->scratch_reserve,
+        .offline = options->offline_paused ? BE_OFFLINE_PAUSED : BE_OFFLINE_IMAGE,
         .recover = options->recover_end ? BE_RECOVER_END : BE_RECOVER_ADOPT,
         .idle_end = options->idle_end,
     };
@@ -316,8 +317,11 @@ int main(int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(VmOptions) options = NULL;
-    int status;
+    int status = be_holder_main(argc, argv);
 
+    if (status >= 0) {
+        return status;
+    }
     g_set_prgname("vmsnapfs");
     if (!standard_files_open()) {
         return 1;

@@ -88,6 +88,15 @@ static gboolean set_recover(const char *value, gpointer field, GError **error G_
     return TRUE;
 }
 
+static gboolean set_offline(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
+{
+    if (!g_str_equal(value, "image") && !g_str_equal(value, "paused")) {
+        return FALSE;
+    }
+    *(gboolean *)field = g_str_equal(value, "paused");
+    return TRUE;
+}
+
 static gboolean set_debug(const char *value G_GNUC_UNUSED, gpointer field, GError **error)
 {
     return set_string("all", field, error);
@@ -199,6 +208,8 @@ static const OptionRow option_rows[] = {
     {"mkdir", "on|off", set_switch, FIELD(mkdir_on), "off: only the control files make objects"},
     {"quiesce", "try|require|off", set_quiesce, FIELD(quiesce),
      "whether a backup freezes the guest's file systems"},
+    {"offline", "image|paused", set_offline, FIELD(offline_paused),
+     "how a machine that is off is backed up: from its images, or started paused"},
     {"scratch", "DIR", set_directory, FIELD(scratch_dir), "where running backups keep old data"},
     {"scratch-reserve", "BYTES", set_bytes, FIELD(scratch_reserve),
      "room that must stay free there (K, M, G, T)"},

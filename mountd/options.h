@@ -48,6 +48,7 @@ typedef struct {
     guint64 scratch_reserve;
     guint32 idle_end;          /* seconds; 0: never */
     gboolean recover_end;
+    gboolean offline_paused;
     char *quiesce;             /* "try", "require", "off"; NULL: the default */
     char *domains;             /* glob, or NULL: all */
     char *scratch_dir;
