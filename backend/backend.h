@@ -365,6 +365,9 @@ typedef struct {
     guint64 allocated;         /* bytes, an estimate until the map is known */
     BeStream *stream;
     BeView *full;              /* see be_disk_full() */
+    BeView *incremental;       /* see be_disk_incremental() */
+    char *backing_name;        /* of the incremental image; NULL: the disk has no base */
+    const char *backing_format; /* "raw" or "qcow2"; with backing_name */
 } BeDisk;
 
 /**
@@ -540,6 +543,32 @@ BeStream *be_disk_full(const BeDisk *disk);
  * @disk: of a backup that lives until @done
  */
 void be_disk_full_prepare(const BeDisk *disk, BeDone done, gpointer user);
+
+/**
+ * be_disk_incremental: what changed on the disk since its base, as a qcow2 image
+ * with disk->backing_name as its backing file: only the clusters that changed, those
+ * that are nothing but zeroes now as zero clusters.  Of a disk without a base it is
+ * be_disk_full().
+ * Returns: as be_disk_full().
+ */
+BeStream *be_disk_incremental(const BeDisk *disk);
+
+/**
+ * be_disk_incremental_prepare: fetches both maps and makes the stream, once for all
+ * who want it.  EIO, ETIMEDOUT; EFBIG as be_disk_full_prepare(); ENAMETOOLONG: the
+ * backing name has more than 1023 bytes; EUCLEAN: the host does not say what changed,
+ * so that no increment can be trusted.
+ * @disk: of a backup that lives until @done
+ */
+void be_disk_incremental_prepare(const BeDisk *disk, BeDone done, gpointer user);
+
+/**
+ * be_disk_dirty_map_fetch: what changed on the disk since its base as JSON: an array
+ * of objects with "start", "length" (bytes), "dirty" and "zero" (reads as zeroes now),
+ * which together are the disk.  Errors as be_disk_incremental_prepare(); EFBIG: a text
+ * of more than 64 MiB.
+ */
+void be_disk_dirty_map_fetch(const BeDisk *disk, BeTextDone done, gpointer user);
 
 /* ---- A process of its own ------------------------------------------------- */
 

@@ -12,11 +12,10 @@
 #include <libvirt/virterror.h>
 #include <string.h>
 
+#include "backend/disk.h"
 #include "backend/error.h"
 #include "backend/freeze.h"
 #include "backend/scratch.h"
-#include "backend/stream.h"
-#include "backend/view-qcow2.h"
 
 struct BeBackups {
     GMutex lock;
@@ -52,16 +51,6 @@ const char *be_consistency_name(BeConsistency consistency)
 
 /* ---- One backup ---------------------------------------------------------------- */
 
-static void disk_free(gpointer data)
-{
-    BeDisk *disk = data;
-
-    be_view_free(disk->full);
-    be_stream_unref(disk->stream);
-    g_free(disk->target);
-    g_free(disk);
-}
-
 Backup *backup_new(Be *be, const char *id, const char *name, const char *domain_uuid,
                    const char *domain_name)
 {
@@ -76,21 +65,14 @@ Backup *backup_new(Be *be, const char *id, const char *name, const char *domain_
     backup->pub.domain_uuid = g_strdup(domain_uuid);
     backup->pub.domain_name = g_strdup(domain_name);
     backup->pub.consistency = BE_CONSISTENCY_CRASH;
-    backup->pub.disks = g_ptr_array_new_with_free_func(disk_free);
+    backup->pub.disks = g_ptr_array_new_with_free_func(be_disk_free);
     return backup;
 }
 
 void backup_add_disk(Backup *backup, const char *target, guint64 size, guint64 allocated,
                      BeStream *stream)
 {
-    BeDisk *disk = g_new0(BeDisk, 1);
-
-    disk->target = g_strdup(target);
-    disk->size = size;
-    disk->allocated = allocated;
-    disk->stream = stream;
-    disk->full = be_view_new();
-    g_ptr_array_add(backup->pub.disks, disk);
+    g_ptr_array_add(backup->pub.disks, be_disk_new(target, size, allocated, stream));
 }
 
 BeBackup *be_backup_ref(BeBackup *backup)
@@ -182,7 +164,7 @@ static void total_bytes(const Backup *backup, guint64 *ret_size, guint64 *ret_re
         const BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
 
         *ret_size += disk->size;
-        *ret_read += be_stream_bytes_read(disk->stream) + be_view_bytes_read(disk->full);
+        *ret_read += be_disk_bytes_read(disk);
     }
 }
 

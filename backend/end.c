@@ -10,10 +10,9 @@
 #include <libvirt/virterror.h>
 
 #include "backend/backup.h"
+#include "backend/disk.h"
 #include "backend/error.h"
 #include "backend/step.h"
-#include "backend/stream.h"
-#include "backend/view-qcow2.h"
 
 /* While a guest boots QEMU takes half a minute to let a job go (facts). */
 #define ABORT_WAIT_US (45 * G_USEC_PER_SEC)
@@ -140,10 +139,7 @@ void be_backups_abandon(Be *be)
         Backup *backup = g_ptr_array_index(backups, i);
 
         for (guint j = 0; j < backup->pub.disks->len; j++) {
-            const BeDisk *disk = g_ptr_array_index(backup->pub.disks, j);
-
-            be_stream_fail(disk->stream, "vmsnapfs ends");
-            be_view_fail(disk->full, "vmsnapfs ends");
+            be_disk_fail(g_ptr_array_index(backup->pub.disks, j), "vmsnapfs ends");
         }
         if (backup->off) {
             backup_release(backup);

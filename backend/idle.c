@@ -9,8 +9,7 @@
 #include <errno.h>
 
 #include "backend/backup.h"
-#include "backend/stream.h"
-#include "backend/view-qcow2.h"
+#include "backend/disk.h"
 
 #define LOOK_MS 500
 
@@ -37,10 +36,9 @@ static gboolean in_use(Idle *idle)
 
     for (guint i = 0; i < idle->backup->pub.disks->len; i++) {
         const BeDisk *disk = g_ptr_array_index(idle->backup->pub.disks, i);
-        BeStream *full = be_disk_full(disk);
 
-        readers += be_stream_readers(disk->stream) + (full ? be_stream_readers(full) : 0);
-        bytes += be_stream_bytes_read(disk->stream) + be_view_bytes_read(disk->full);
+        readers += be_disk_readers(disk);
+        bytes += be_disk_bytes_read(disk);
     }
     used = readers > 0 || bytes != idle->bytes;
     idle->bytes = bytes;

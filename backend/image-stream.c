@@ -18,6 +18,7 @@
 typedef struct {
     GPtrArray *chain;          /* of BeImage */
     BeImageSnapshot snapshot;  /* its id is NULL when there is none */
+    char *bitmap;              /* or NULL */
     gboolean in_use;
     char *socket;
     BeChild *server;           /* NULL until the first read */
@@ -30,6 +31,7 @@ static void image_server_free(gpointer data)
     be_child_free(server->server);
     g_ptr_array_unref(server->chain);
     be_image_snapshot_clear(&server->snapshot);
+    g_free(server->bitmap);
     g_free(server->socket);
     g_free(server);
 }
@@ -42,7 +44,7 @@ static char *serve(gpointer user, GError **error)
                                            : be_image_chain_json(server->chain, error);
     BeQemuNbd nbd = {.socket_path = server->socket, .image_json = json, .export_name = "",
                      .snapshot_id = server->snapshot.id,
-                     .snapshot_name = server->snapshot.name};
+                     .snapshot_name = server->snapshot.name, .bitmap = server->bitmap};
 
     if (!json) {
         return NULL;
@@ -95,9 +97,11 @@ BeStream *be_stream_new_image(const BeImageSource *source, GError **error)
     server = g_new0(ImageServer, 1);
     server->chain = g_ptr_array_ref(source->chain);
     server->snapshot = snapshot;
+    server->bitmap = g_strdup(source->bitmap);
     server->in_use = source->in_use;
     server->socket = new_socket(source->directory);
     nbd.prepare_user = server;
+    nbd.dirty_bitmap = source->bitmap;
     nbd.size = source->snapshot ? snapshot.size : be_image_chain_size(source->chain);
     nbd.larger = source->snapshot != NULL;
     nbd.allocated = be_image_chain_allocated(source->chain);

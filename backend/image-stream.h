@@ -14,6 +14,7 @@ typedef struct {
     GPtrArray *chain;          /* (element BeImage): as be_image_chain_inspect() gave it; shared */
     const char *directory;     /* private, for a socket; must be there from the first read on */
     const char *snapshot;      /* an internal snapshot of the top, by name; NULL: none */
+    const char *bitmap;        /* a persistent bitmap of the top, for what changed; NULL: none */
     gboolean in_use;           /* a running machine has the images open: no image locks */
 } BeImageSource;
 

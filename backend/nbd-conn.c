@@ -39,6 +39,8 @@ struct nbd_handle *be_nbd_handle_new(NbdSource *source, gboolean plain, GError *
     if (handle && nbd_set_export_name(handle, source->export_name) == 0
         && nbd_set_request_structured_replies(handle, !plain) == 0
         && (plain || nbd_add_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0)
+        && (plain || !source->dirty_context
+            || nbd_add_meta_context(handle, source->dirty_context) == 0)
         && nbd_set_pread_initialize(handle, false) == 0
         && nbd_aio_connect_unix(handle, source->socket) == 0) {
         return handle;
@@ -96,6 +98,8 @@ void be_nbd_handle_learn(NbdSource *source, struct nbd_handle *handle)
     source->multi_conn = nbd_can_multi_conn(handle) == 1;
     source->can_allocation =
         nbd_can_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
+    source->can_dirty = source->dirty_context
+                        && nbd_can_meta_context(handle, source->dirty_context) == 1;
     source->conns_max = source->multi_conn ? NBD_CONNECTIONS : 1;
 }
 

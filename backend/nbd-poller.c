@@ -67,7 +67,7 @@ static int on_extents(void *user, const char *context, uint64_t offset G_GNUC_UN
 {
     NbdStatus *status = user;
 
-    if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 && status->pairs->len == 0) {
+    if (strcmp(context, status->context) == 0 && status->pairs->len == 0) {
         g_array_append_vals(status->pairs, entries, (guint)count);
     }
     return 0;

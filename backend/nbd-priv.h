@@ -60,6 +60,7 @@ typedef struct {
     char *export_name;
     guint64 size;
     gboolean larger;           /* the export may be larger than that */
+    char *dirty_context;       /* "qemu:dirty-bitmap:NAME", or NULL */
     BeNbdPrepare prepare;      /* or NULL */
     gpointer prepare_user;
     GDestroyNotify prepare_destroy;
@@ -70,6 +71,7 @@ typedef struct {
     BeSourceLimits limits;
     gboolean multi_conn;
     gboolean can_allocation;
+    gboolean can_dirty;
     gint64 timeout_us;
     GThread *poller;
 
@@ -101,6 +103,7 @@ typedef struct {
 typedef struct {
     BeTransfer transfer;       /* first */
     gatomicrefcount refs;
+    const char *context;       /* whose answer is wanted; the source's */
     GArray *pairs;             /* of guint32: length, flags; the poller's until ended */
     GMutex lock;
     GCond changed;

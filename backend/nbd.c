@@ -64,6 +64,7 @@ static void source_close(gpointer data)
         close(source->cancel_fd);
     }
     g_free(source->export_name);
+    g_free(source->dirty_context);
     g_free(source->socket);
     g_free(source);
 }
@@ -166,11 +167,12 @@ static void status_done(BeTransfer *transfer, int errnum)
     status_unref(status);
 }
 
-static NbdStatus *status_new(guint64 offset, guint64 length)
+static NbdStatus *status_new(const char *context, guint64 offset, guint64 length)
 {
     NbdStatus *status = g_new0(NbdStatus, 1);
 
     g_atomic_ref_count_init(&status->refs);
+    status->context = context;
     status->transfer.offset = offset;
     status->transfer.length = (guint32)length;
     status->transfer.done = status_done;
@@ -217,18 +219,20 @@ static gboolean source_extents(gpointer data, BeExtentKind kind, guint64 offset,
     NbdSource *source = data;
     BeExtent all = {.start = offset, .length = source->size - offset, .flags = 0};
     gint64 deadline_us = g_get_monotonic_time() + timeout_us;
+    gboolean dirty = kind == BE_EXTENTS_DIRTY;
     NbdStatus *status;
     int errnum;
 
-    if (kind != BE_EXTENTS_ALLOCATION) {
-        g_set_error(error, BE_ERROR, EOPNOTSUPP, "the export has no map of that kind");
+    if (dirty && !source->can_dirty) {
+        g_set_error(error, BE_ERROR, EUCLEAN, "the export does not say what has changed");
         return FALSE;
     }
-    if (!source->can_allocation) {
+    if (!dirty && !source->can_allocation) {
         g_array_append_val(out, all);
         return TRUE;
     }
-    status = status_new(offset, MIN(source->size - offset, STATUS_BYTES));
+    status = status_new(dirty ? source->dirty_context : LIBNBD_CONTEXT_BASE_ALLOCATION, offset,
+                        MIN(source->size - offset, STATUS_BYTES));
     /* The poller has a reference until status_done(). */
     g_atomic_ref_count_inc(&status->refs);
     source_pread(source, &status->transfer);
@@ -262,6 +266,8 @@ BeStream *be_stream_new_nbd_export(const BeNbdExport *nbd)
     source->socket = g_strdup(nbd->socket);
     source->size = nbd->size;
     source->larger = nbd->larger;
+    source->dirty_context =
+        nbd->dirty_bitmap ? g_strconcat("qemu:dirty-bitmap:", nbd->dirty_bitmap, NULL) : NULL;
     source->prepare = nbd->prepare;
     source->prepare_user = nbd->prepare_user;
     source->prepare_destroy = nbd->prepare_destroy;

@@ -34,6 +34,7 @@ typedef struct {
     const char *name;          /* of the export */
     guint64 size;              /* bytes of the disk */
     guint64 allocated;         /* estimate, see be_stream_allocated() */
+    const char *dirty_bitmap;  /* NAME of the context qemu:dirty-bitmap:NAME; NULL: none */
     gboolean larger;           /* the export may have more bytes, which are not the disk's */
     BeNbdPrepare prepare;      /* for a server that is started when it is needed; or NULL */
     gpointer prepare_user;

@@ -30,6 +30,7 @@ BeReader *be_reader_new(BeStream *stream)
     reader->link.data = reader;
     g_mutex_lock(&stream->lock);
     g_queue_push_tail_link(&stream->readers, &reader->link);
+    stream->was_opened = TRUE;
     g_mutex_unlock(&stream->lock);
     return reader;
 }
@@ -266,7 +267,7 @@ void be_read_end_locked(BeRead *read, int errnum, GQueue *ended)
     if (errnum) {
         be_read_release_locked(read);
     } else {
-        stream->bytes_read += read->length;
+        be_stream_delivered_locked(stream, read->offset, read->length);
     }
     g_queue_push_tail_link(ended, &read->link);
 }
@@ -387,13 +388,14 @@ void be_read_unref(BeRead *read)
 static void read_now_done(const void *buffer, int errnum, gpointer user)
 {
     BeRead *read = user;
+    BeStream *stream = read->reader->stream;
     struct iovec iov = {.iov_base = (void *)(gintptr)buffer, .iov_len = read->length};
 
     if (errnum == 0) {
-        g_mutex_lock(&read->reader->stream->lock);
-        read->reader->stream->bytes_read += read->length;
-        read->reader->stream->bytes_fetched += read->length;
-        g_mutex_unlock(&read->reader->stream->lock);
+        g_mutex_lock(&stream->lock);
+        be_stream_delivered_locked(stream, read->offset, read->length);
+        stream->bytes_fetched += read->length;
+        g_mutex_unlock(&stream->lock);
     }
     read->done(errnum ? NULL : &iov, errnum ? 0 : 1, errnum, read->user);
 }

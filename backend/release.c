@@ -8,21 +8,14 @@
 #include <errno.h>
 
 #include "backend/backup.h"
+#include "backend/disk.h"
 #include "backend/scratch.h"
 #include "backend/step.h"
-#include "backend/stream.h"
-#include "backend/view-qcow2.h"
 
 void backup_close_streams(Backup *backup)
 {
     for (guint i = 0; i < backup->pub.disks->len; i++) {
-        const BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
-
-        if (disk->stream) {
-            be_stream_fail(disk->stream, "closed");
-            be_view_close(disk->full);
-            be_stream_close(disk->stream);
-        }
+        be_disk_close(g_ptr_array_index(backup->pub.disks, i));
     }
     backup_close_extras(backup);
 }
@@ -152,10 +145,7 @@ gboolean backup_fail(Backup *backup, const char *reason)
         return FALSE;
     }
     for (guint i = 0; i < backup->pub.disks->len; i++) {
-        const BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
-
-        be_stream_fail(disk->stream, reason);
-        be_view_fail(disk->full, reason);
+        be_disk_fail(g_ptr_array_index(backup->pub.disks, i), reason);
     }
     backup_fail_extras(backup, reason);
     doom(backup);

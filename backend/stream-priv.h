@@ -14,6 +14,7 @@
  */
 #pragma once
 
+#include "backend/covered.h"
 #include "backend/stream.h"
 
 /* A request of 256 KiB is as fast as one of 1 MiB and leaves the caches cool. */
@@ -68,6 +69,9 @@ struct BeStream {
     gboolean map_wanted;       /* fetch it as soon as the source is open */
     BeExtents *map;
     guint64 allocated;
+    BeMapState dirty_state;
+    BeExtents *dirty;          /* constant when complete */
+    GQueue dirty_waits;        /* of DirtyWait, waiting for it; dirty-map.c */
     GQueue seeks;              /* of BeSeek, waiting for the map */
     GQueue seeks_ended;        /* for the clock */
 
@@ -83,6 +87,10 @@ struct BeStream {
     GQueue throttled;          /* of BeChunk, in the order of due_us */
     guint64 bytes_read;
     guint64 bytes_fetched;
+    gboolean was_opened;       /* there was a reader */
+    BeCovered *delivered;      /* what readers were given */
+    guint64 whole_start;       /* what they have to be given: be_stream_was_read_whole() */
+    guint64 whole_end;
 };
 
 typedef enum {
@@ -163,6 +171,12 @@ void be_stream_deliver_and_unlock(BeStream *stream, GQueue *ended);
 void be_stream_deliver_all_and_unlock(BeStream *stream, GQueue *reads, GQueue *seeks);
 
 void be_stream_busy_end_locked(BeStream *stream);
+
+/* A reader got these bytes. */
+void be_stream_delivered_locked(BeStream *stream, guint64 offset, guint64 length);
+
+/* Only these bytes count for be_stream_was_read_whole(); before the first reader. */
+void be_stream_set_essence(BeStream *stream, guint64 start, guint64 end);
 
 /* Runs @run on a worker.  It has a reference and counts as busy, until it ends
  * with the other one. */

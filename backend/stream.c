@@ -67,6 +67,8 @@ BeStream *be_stream_new(guint64 size, guint64 allocated_estimate, const BeSource
     stream->source = source;
     stream->timeout_us = BE_STREAM_TIMEOUT_US;
     stream->spare = g_ptr_array_new();
+    stream->delivered = be_covered_new();
+    stream->whole_end = size;
     return stream;
 }
 
@@ -85,6 +87,8 @@ static void stream_free(BeStream *stream)
     be_chunk_spare_free_locked(stream);
     g_ptr_array_unref(stream->spare);
     be_extents_free(stream->map);
+    be_extents_free(stream->dirty);
+    be_covered_free(stream->delivered);
     be_rate_unref(stream->rate);
     g_free(stream->reason);
     g_cond_clear(&stream->quiet);
@@ -149,6 +153,40 @@ guint64 be_stream_bytes_fetched(BeStream *stream)
     bytes = stream->bytes_fetched;
     g_mutex_unlock(&stream->lock);
     return bytes;
+}
+
+/*
+ * Who skips holes leaves gaps; with the hole behind it each piece touches the next
+ * one, so that a disk of many pieces is still one range.
+ */
+void be_stream_delivered_locked(BeStream *stream, guint64 offset, guint64 length)
+{
+    guint64 end = offset + length;
+    guint64 data;
+
+    stream->bytes_read += length;
+    if (stream->map && be_extents_next(stream->map, end, TRUE, &data) == BE_NEXT_FOUND) {
+        end = data;
+    }
+    be_covered_add(stream->delivered, offset, end);
+}
+
+void be_stream_set_essence(BeStream *stream, guint64 start, guint64 end)
+{
+    stream->whole_start = start;
+    stream->whole_end = end;
+}
+
+gboolean be_stream_was_read_whole(BeStream *stream)
+{
+    gboolean whole;
+
+    g_mutex_lock(&stream->lock);
+    whole = stream->was_opened
+            && be_covered_all(stream->delivered, stream->whole_start, stream->whole_end,
+                              stream->map);
+    g_mutex_unlock(&stream->lock);
+    return whole;
 }
 
 guint be_stream_readers(BeStream *stream)

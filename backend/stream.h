@@ -144,6 +144,19 @@ guint64 be_stream_bytes_read(BeStream *stream);
 guint64 be_stream_bytes_fetched(BeStream *stream);
 
 /**
+ * be_stream_was_read_whole: whether everything in it was given to readers without
+ * an error: each byte at least once, by anybody, in any order.  What the map calls
+ * zero counts as read, as it is skipped by SEEK_DATA; but somebody must have opened
+ * the stream.  Of a computed image the data counts, and not the tables, unless it
+ * has no data.  Any thread, also after be_stream_close(), so that the end of a
+ * backup can ask whether it was taken.
+ *
+ * Never TRUE of what was not read; FALSE too for what was read in too many pieces
+ * to remember (BE_COVERED_MAX ranges that do not touch).
+ */
+gboolean be_stream_was_read_whole(BeStream *stream);
+
+/**
  * be_stream_set_timeout: the deadline of reads, connections and steps of the
  * map from now on.
  */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * view-map.h - the whole allocation map of a stream, for the views made of it, and
- * the one that is its text.
+ * view-map.h - the whole maps of a stream, of what is allocated and of what has
+ * changed, for the views made of them, and those that are their text.
  */
 #pragma once
 
@@ -21,6 +21,29 @@ typedef void (*BeMapReady)(BeStream *stream, const BeExtents *map, int errnum, g
  * Any thread; does not block.
  */
 void be_stream_with_map(BeStream *stream, BeMapReady ready, gpointer user);
+
+/**
+ * BeDirtyReady: both maps are known, or one cannot be had.
+ * @map, @dirty: complete; constant from now on, valid as long as @stream; NULL on failure
+ * @errnum: 0, EIO, ETIMEDOUT, or EUCLEAN: the source does not say what has changed
+ */
+typedef void (*BeDirtyReady)(BeStream *stream, const BeExtents *map, const BeExtents *dirty,
+                             int errnum, gpointer user);
+
+/**
+ * be_stream_with_dirty: as be_stream_with_map(), of both maps.
+ */
+void be_stream_with_dirty(BeStream *stream, BeDirtyReady ready, gpointer user);
+
+/**
+ * be_dirty_map_text: JSON in the manner of be_map_text(): an array of objects that
+ * together are the disk, one a line, in order: "start" and "length" in bytes,
+ * "dirty": whether it has changed, "zero": whether it reads as zeroes now.
+ * @map, @dirty: complete
+ *
+ * Returns: the text, to free with g_free(), or NULL: EFBIG as be_map_text().
+ */
+char *be_dirty_map_text(const BeExtents *map, const BeExtents *dirty, GError **error);
 
 /**
  * be_map_text: what `qemu-img map --output=json -f raw` (7.2) prints of an NBD

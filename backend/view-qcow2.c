@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * view-qcow2.c - the source of the qcow2 view of a disk; see view-qcow2.h.
+ * view-qcow2.c - the source of the qcow2 views of a disk; see view-qcow2.h.
  *
  * A request is split into pieces: data goes to the source of the disk, straight
  * into the buffer of the request; metadata is computed by a worker.  What ends
@@ -305,12 +305,17 @@ static BeStream *stream_new(BeStream *disk, BeQcow2Layout *layout)
 {
     guint64 size = be_qcow2_layout_file_size(layout);
     Qcow2Source *source = g_new0(Qcow2Source, 1);
+    guint64 essence_start, essence_end;
+    BeStream *stream;
 
     source->disk = be_stream_ref(disk);
     source->layout = layout;
     g_mutex_init(&source->lock);
     g_cond_init(&source->quiet);
-    return be_stream_new(size, size, &qcow2_ops, source);
+    stream = be_stream_new(size, size, &qcow2_ops, source);
+    be_qcow2_layout_essence(layout, &essence_start, &essence_end);
+    be_stream_set_essence(stream, essence_start, essence_end);
+    return stream;
 }
 
 /* ---- View ---- */
@@ -344,12 +349,13 @@ static BeStream *view_stream(BeView *view)
 }
 
 typedef struct {
+    const BeDisk *disk;
     BeView *view;
     BeDone done;
     gpointer user;
 } Preparation;
 
-/* Two may come to this at once; the first one's stream is taken. */
+/* Takes @layout.  Two may come to this at once; the first one's stream is taken. */
 static gboolean take_layout(BeView *view, BeStream *disk, BeQcow2Layout *layout, GError **error)
 {
     gboolean closed;
@@ -367,9 +373,25 @@ static gboolean take_layout(BeView *view, BeStream *disk, BeQcow2Layout *layout,
     return !closed;
 }
 
+static void preparation_end(Preparation *preparation, const GError *error)
+{
+    preparation->done(error, preparation->user);
+    g_free(preparation);
+}
+
+static Preparation *preparation_new(const BeDisk *disk, BeView *view, BeDone done, gpointer user)
+{
+    Preparation *preparation = g_new(Preparation, 1);
+
+    *preparation = (Preparation){.disk = disk, .view = view, .done = done, .user = user};
+    return preparation;
+}
+
+/* ---- The full image ---- */
+
 static void map_ready(BeStream *disk, const BeExtents *map, int errnum, gpointer user)
 {
-    g_autofree Preparation *preparation = user;
+    Preparation *preparation = user;
     g_autoptr(GError) error = NULL;
     BeQcow2Layout *layout = NULL;
 
@@ -381,15 +403,12 @@ static void map_ready(BeStream *disk, const BeExtents *map, int errnum, gpointer
             take_layout(preparation->view, disk, layout, &error);
         }
     }
-    preparation->done(error, preparation->user);
+    preparation_end(preparation, error);
 }
 
 void be_disk_full_prepare(const BeDisk *disk, BeDone done, gpointer user)
 {
-    Preparation *preparation = g_new(Preparation, 1);
-
-    *preparation = (Preparation){.view = disk->full, .done = done, .user = user};
-    be_stream_with_map(disk->stream, map_ready, preparation);
+    be_stream_with_map(disk->stream, map_ready, preparation_new(disk, disk->full, done, user));
 }
 
 BeStream *be_disk_full(const BeDisk *disk)
@@ -397,11 +416,78 @@ BeStream *be_disk_full(const BeDisk *disk)
     return view_stream(disk->full);
 }
 
+/* ---- The incremental image ---- */
+
+static guint32 block_min(BeStream *disk)
+{
+    guint32 bytes;
+
+    g_mutex_lock(&disk->lock);
+    bytes = disk->limits.block_min;
+    g_mutex_unlock(&disk->lock);
+    return bytes;
+}
+
+static void dirty_ready(BeStream *stream, const BeExtents *map, const BeExtents *dirty, int errnum,
+                        gpointer user)
+{
+    Preparation *preparation = user;
+    const BeDisk *disk = preparation->disk;
+    g_autoptr(GError) error = NULL;
+    BeQcow2Layout *layout = NULL;
+
+    if (!dirty) {
+        be_error_set_errno(&error, errnum, "what changed on the disk cannot be found out");
+    } else if (!view_stream(preparation->view)) {
+        BeQcow2Increment increment = {.map = map, .dirty = dirty, .size = be_stream_size(stream),
+                                      .block_min = block_min(stream),
+                                      .backing_name = disk->backing_name,
+                                      .backing_format = disk->backing_format};
+
+        layout = be_qcow2_layout_new_incremental(&increment, &error);
+        if (layout) {
+            take_layout(preparation->view, stream, layout, &error);
+        }
+    }
+    preparation_end(preparation, error);
+}
+
+void be_disk_incremental_prepare(const BeDisk *disk, BeDone done, gpointer user)
+{
+    if (!disk->backing_name) {
+        be_disk_full_prepare(disk, done, user);
+        return;
+    }
+    be_stream_with_dirty(disk->stream, dirty_ready,
+                         preparation_new(disk, disk->incremental, done, user));
+}
+
+BeStream *be_disk_incremental(const BeDisk *disk)
+{
+    return view_stream(disk->backing_name ? disk->incremental : disk->full);
+}
+
+/* ---- Life ---- */
+
 guint64 be_view_bytes_read(BeView *view)
 {
     BeStream *stream = view_stream(view);
 
     return stream ? be_stream_bytes_read(stream) : 0;
+}
+
+guint be_view_readers(BeView *view)
+{
+    BeStream *stream = view_stream(view);
+
+    return stream ? be_stream_readers(stream) : 0;
+}
+
+gboolean be_view_was_read_whole(BeView *view)
+{
+    BeStream *stream = view_stream(view);
+
+    return stream && be_stream_was_read_whole(stream);
 }
 
 static BeStream *set_closed(BeView *view)

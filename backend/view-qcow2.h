@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * view-qcow2.h - a disk as a stand-alone qcow2 image, made on the fly.
+ * view-qcow2.h - a disk as a qcow2 image, made on the fly: the whole of it, or what
+ * changed.
  *
- * The view is a stream of its own, above the one of the disk: its size and its
- * metadata are computed from the allocation map, its data clusters are the
- * disk's.  It exists once somebody wanted it, because its size needs the map.
+ * A view is a stream of its own, above the one of the disk: its size and its
+ * metadata are computed from the maps, its data clusters are the disk's.  It
+ * exists once somebody wanted it, because its size needs the maps.
  */
 #pragma once
 
@@ -20,6 +21,16 @@ void be_view_free(BeView *view);
  * be_view_bytes_read: as be_stream_bytes_read(); 0 when there is no stream.
  */
 guint64 be_view_bytes_read(BeView *view);
+
+/**
+ * be_view_readers: as be_stream_readers(); 0 when there is no stream.
+ */
+guint be_view_readers(BeView *view);
+
+/**
+ * be_view_was_read_whole: as be_stream_was_read_whole(); FALSE when there is no stream.
+ */
+gboolean be_view_was_read_whole(BeView *view);
 
 /**
  * be_view_fail, be_view_close: as be_stream_fail() and be_stream_close() for

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import filecmp
 import json
@@ -69,16 +70,24 @@ def backup(views_guest: Guest, mnt: Mount) -> Iterator[Path]:
 
 ### Maps
 
-def export_of(backup: Path, target: str) -> str:
-    """The NBD export that a view is made of: libvirt's, or that of our own qemu-nbd."""
+@contextlib.contextmanager
+def export_of(backup: Path, guest: Guest, disk: Disk, tmp_path: Path) -> Iterator[str]:
+    """An NBD export of the disk: libvirt's, or that of a qemu-nbd over its image."""
     description = (backup / "backup.xml").read_text()
     if description:
         server = ET.fromstring(description).find("server")
         assert server is not None
-        socket = server.attrib["socket"]
-    else:
-        (socket,) = map(str, Path("/run/vmsnapfs").rglob(f"{TARGETS.index(target)}.sock"))
-    return f"nbd+unix:///{target}?socket={socket}"
+        yield f"nbd+unix:///{disk.target}?socket={server.attrib['socket']}"
+        return
+    socket = tmp_path / "s"
+    process = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", str(socket), "-f", disk.format,
+                                str(guest.disk_path(disk.target))])
+    wait_for(socket.exists, 10, "qemu-nbd listens")
+    try:
+        yield f"nbd+unix:///?socket={socket}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def entries(backup: Path, target: str) -> list[dict[str, Any]]:
@@ -88,9 +97,11 @@ def entries(backup: Path, target: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("disk", DISKS, ids=TARGETS)
-def test_map_is_that_of_the_export(backup: Path, disk: Disk) -> None:
+def test_map_is_that_of_the_export(backup: Path, views_guest: Guest, disk: Disk,
+                                   tmp_path: Path) -> None:
     found = entries(backup, disk.target)
-    out = sh(["qemu-img", "map", "--output=json", "-f", "raw", export_of(backup, disk.target)])
+    with export_of(backup, views_guest, disk, tmp_path) as uri:
+        out = sh(["qemu-img", "map", "--output=json", "-f", "raw", uri])
     assert found == json.loads(out.stdout)
     assert sum(entry["length"] for entry in found) == disk.size
 

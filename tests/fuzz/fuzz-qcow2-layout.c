@@ -9,7 +9,6 @@
 
 #include "backend/qcow2-layout.h"
 
-#define CLUSTER BE_QCOW2_CLUSTER
 #define OFFSET_MASK G_GUINT64_CONSTANT(0x00fffffffffffe00)
 
 /* So that an image of it can be held against its tables in no time. */
@@ -33,17 +32,31 @@ static guint32 word(const guint8 *image, guint64 offset)
     return GUINT32_FROM_BE(value);
 }
 
-static void use(GByteArray *used, guint64 offset)
+/* Bytes of a cluster, as the header says. */
+static guint64 cluster_of(const guint8 *image)
 {
-    g_assert_cmpuint(offset % CLUSTER, ==, 0);
-    g_assert_cmpuint(offset / CLUSTER, <, used->len);
-    used->data[offset / CLUSTER]++;
+    return G_GUINT64_CONSTANT(1) << word(image, 20);
 }
 
-static void check_data(const BeQcow2Layout *layout, const BeExtents *extents, guint64 disk_offset,
-                       guint64 offset)
+static void use(GByteArray *used, const guint8 *image, guint64 offset)
 {
-    guint64 located, hit = 0;
+    g_assert_cmpuint(offset % cluster_of(image), ==, 0);
+    g_assert_cmpuint(offset / cluster_of(image), <, used->len);
+    used->data[offset / cluster_of(image)]++;
+}
+
+/* Whether any byte of a cluster is data (or dirty, by the sort of the list). */
+static gboolean any(const BeExtents *extents, guint64 disk_offset, guint64 cluster)
+{
+    guint64 hit = 0;
+
+    return be_extents_next(extents, disk_offset, TRUE, &hit) == BE_NEXT_FOUND
+           && hit < disk_offset + cluster;
+}
+
+static void check_data(const BeQcow2Layout *layout, guint64 disk_offset, guint64 offset)
+{
+    guint64 located;
     BeQcow2Piece piece;
 
     g_assert_true(be_qcow2_layout_find(layout, offset, &piece));
@@ -51,103 +64,127 @@ static void check_data(const BeQcow2Layout *layout, const BeExtents *extents, gu
     g_assert_cmpuint(piece.disk_offset, ==, disk_offset);
     g_assert_true(be_qcow2_layout_locate(layout, disk_offset, &located));
     g_assert_cmpuint(located, ==, offset);
-    g_assert_cmpint(be_extents_next(extents, disk_offset, TRUE, &hit), ==, BE_NEXT_FOUND);
-    g_assert_cmpuint(hit, <, disk_offset + CLUSTER);
 }
 
-static void check_hole(const BeQcow2Layout *layout, const BeExtents *extents, guint64 disk_offset)
+/* @entry: of the L2 table.  Without @dirty the whole disk changed, from zeroes. */
+static void check_cluster(const BeQcow2Layout *layout, const BeExtents *map,
+                          const BeExtents *dirty, guint64 disk, guint64 l2_entry)
 {
-    guint64 located, hit = G_MAXUINT64;
+    guint64 cluster = be_qcow2_layout_cluster(layout);
+    guint64 located;
 
-    g_assert_false(be_qcow2_layout_locate(layout, disk_offset, &located));
-    be_extents_next(extents, disk_offset, TRUE, &hit);
-    g_assert_cmpuint(hit, >=, disk_offset + CLUSTER);
+    if (dirty && !any(dirty, disk, cluster)) {
+        g_assert_cmpuint(l2_entry, ==, 0);
+    } else if (!any(map, disk, cluster)) {
+        g_assert_cmpuint(l2_entry, ==, dirty ? 1 : 0);
+    } else {
+        g_assert_cmpuint(l2_entry >> 63, ==, 1);
+        check_data(layout, disk, l2_entry & OFFSET_MASK);
+        return;
+    }
+    g_assert_false(be_qcow2_layout_locate(layout, disk, &located));
 }
 
-static void check_tables(const BeQcow2Layout *layout, const BeExtents *extents,
-                         const guint8 *image, guint64 disk_size, GByteArray *used)
+static void check_tables(const BeQcow2Layout *layout, const BeExtents *map,
+                         const BeExtents *dirty, const guint8 *image, guint64 disk_size,
+                         GByteArray *used)
 {
+    guint64 cluster = cluster_of(image);
+    guint64 per_table = cluster / 8;
     guint64 l1 = entry(image, 40);
-    guint64 table = 0;
 
-    for (guint64 disk = 0; disk < disk_size; disk += CLUSTER) {
-        guint64 index = disk / CLUSTER;
-        guint64 data = 0;
+    for (guint64 disk = 0; disk < disk_size; disk += cluster) {
+        guint64 index = disk / cluster;
+        guint64 l2_entry = 0;
+        guint64 table;
 
-        g_assert_cmpuint(index / 8192, <, word(image, 36));
-        table = entry(image, l1 + index / 8192 * 8) & OFFSET_MASK;
-        if (table && index % 8192 == 0) {
-            use(used, table);
+        g_assert_cmpuint(index / per_table, <, word(image, 36));
+        table = entry(image, l1 + index / per_table * 8) & OFFSET_MASK;
+        if (table && index % per_table == 0) {
+            use(used, image, table);
         }
         if (table) {
-            data = entry(image, table + index % 8192 * 8) & OFFSET_MASK;
+            l2_entry = entry(image, table + index % per_table * 8);
         }
-        if (data) {
-            use(used, data);
-            check_data(layout, extents, disk, data);
-        } else {
-            check_hole(layout, extents, disk);
+        if (l2_entry & OFFSET_MASK) {
+            use(used, image, l2_entry & OFFSET_MASK);
         }
+        check_cluster(layout, map, dirty, disk, l2_entry);
     }
 }
 
 static void check_refcounts(const guint8 *image, GByteArray *used)
 {
+    guint64 cluster = cluster_of(image);
     guint64 reftable = entry(image, 48);
 
-    use(used, 0);
+    use(used, image, 0);
     for (guint32 i = 0; i < word(image, 56); i++) {
-        use(used, reftable + (guint64)i * CLUSTER);
+        use(used, image, reftable + i * cluster);
     }
-    for (guint64 i = 0; i * 8 < (guint64)word(image, 56) * CLUSTER; i++) {
+    for (guint64 i = 0; i * 8 < word(image, 56) * cluster; i++) {
         guint64 block = entry(image, reftable + i * 8);
 
         if (block) {
-            use(used, block);
+            use(used, image, block);
         }
-        for (guint64 c = 0; block && c < CLUSTER / 2; c++) {
-            guint64 cluster = i * (CLUSTER / 2) + c;
-
+        for (guint64 c = 0; block && c < cluster / 2; c++) {
             g_assert_cmpuint(image[block + c * 2], ==, 0);
-            g_assert_cmpuint(image[block + c * 2 + 1], ==, cluster < used->len);
+            g_assert_cmpuint(image[block + c * 2 + 1], ==, i * (cluster / 2) + c < used->len);
         }
     }
-    for (guint32 i = 0; i * 8192 < word(image, 36); i++) {
-        use(used, entry(image, 40) + (guint64)i * CLUSTER);
+    for (guint32 i = 0; i * (cluster / 8) < word(image, 36); i++) {
+        use(used, image, entry(image, 40) + i * cluster);
     }
     for (guint i = 0; i < used->len; i++) {
         g_assert_cmpuint(used->data[i], ==, 1);
     }
 }
 
-static void check_file(const BeQcow2Layout *layout, const BeExtents *extents, guint64 disk_size)
+static void check_file(const BeQcow2Layout *layout, const BeExtents *map, const BeExtents *dirty,
+                       guint64 disk_size)
 {
     g_autoptr(GByteArray) used = g_byte_array_new();
+    guint64 cluster = be_qcow2_layout_cluster(layout);
     guint64 size = be_qcow2_layout_file_size(layout);
     g_autofree guint8 *image = NULL;
     guint64 offset = 0;
     BeQcow2Piece piece;
 
-    g_assert_cmpuint(size % CLUSTER, ==, 0);
+    g_assert_cmpuint(size % cluster, ==, 0);
     g_assert_true(be_qcow2_layout_find(layout, 0, &piece));
     g_assert_cmpint(piece.kind, ==, BE_QCOW2_METADATA);
     image = g_malloc(piece.length);
     be_qcow2_layout_fill(layout, 0, piece.length, image);
+    g_assert_cmpuint(cluster_of(image), ==, cluster);
     for (; be_qcow2_layout_find(layout, offset, &piece); offset += piece.length) {
         g_assert_cmpuint(piece.length, >, 0);
     }
     g_assert_cmpuint(offset, ==, size);
-    g_byte_array_set_size(used, (guint)(size / CLUSTER));
+    g_byte_array_set_size(used, (guint)(size / cluster));
     memset(used->data, 0, used->len);
-    check_tables(layout, extents, image, disk_size, used);
+    check_tables(layout, map, dirty, image, disk_size, used);
     check_refcounts(image, used);
 }
 
-/* First the size of the disk, then extents: one byte of flags and scale, one of length. */
+/* One byte of flags and scale, one of length; the bit 7 of the flags says which list. */
+static void fill_lists(const uint8_t *data, size_t size, BeExtents *map, BeExtents *dirty)
+{
+    for (size_t i = 0; i + 1 < size; i += 2) {
+        be_extents_append(data[i] & 0x80 ? dirty : map,
+                          (guint64)(data[i + 1] + 1) << (data[i] >> 2 & 31) % 25, data[i] & 3);
+    }
+    be_extents_append(map, DISK_MAX, BE_EXTENT_HOLE | BE_EXTENT_ZERO);
+    be_extents_append(dirty, DISK_MAX, 0);
+}
+
+/* First the size of the disk, then extents. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    g_autoptr(BeExtents) extents = NULL;
-    g_autoptr(BeQcow2Layout) layout = NULL;
+    g_autoptr(BeExtents) map = NULL;
+    g_autoptr(BeExtents) dirty = NULL;
+    g_autoptr(BeQcow2Layout) full = NULL;
+    g_autoptr(BeQcow2Layout) incremental = NULL;
     guint64 disk_size = 0;
 
     if (size < 5) {
@@ -155,12 +192,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     memcpy(&disk_size, data, 4);
     disk_size = disk_size >> data[4] % 32;
-    extents = be_extents_new(BE_EXTENTS_ALLOCATION, disk_size);
-    for (size_t i = 5; i + 1 < size; i += 2) {
-        be_extents_append(extents, (guint64)(data[i + 1] + 1) << (data[i] >> 2) % 25, data[i] & 3);
-    }
-    be_extents_append(extents, DISK_MAX, BE_EXTENT_HOLE | BE_EXTENT_ZERO);
-    layout = be_qcow2_layout_new(extents, disk_size, NULL);
-    check_file(layout, extents, disk_size);
+    map = be_extents_new(BE_EXTENTS_ALLOCATION, disk_size);
+    dirty = be_extents_new(BE_EXTENTS_DIRTY, disk_size);
+    fill_lists(data + 5, size - 5, map, dirty);
+    full = be_qcow2_layout_new(map, disk_size, NULL);
+    check_file(full, map, NULL, disk_size);
+    incremental = be_qcow2_layout_new_incremental(
+        &(BeQcow2Increment){.map = map, .dirty = dirty, .size = disk_size,
+                            .block_min = 512u << data[4] / 32, .backing_name = "../b/vda.qcow2",
+                            .backing_format = "qcow2"},
+        NULL);
+    check_file(incremental, map, dirty, disk_size);
     return 0;
 }

@@ -6,8 +6,9 @@
 #include <glib/gstdio.h>
 #include <string.h>
 
-#include "backend/view-map.h"
+#include "backend/disk.h"
 #include "backend/qcow2-layout.h"
+#include "backend/view-map.h"
 #include "backend/view-qcow2.h"
 #include "stream-tool.h"
 
@@ -20,23 +21,15 @@
 
 static BeDisk *disk_new(void)
 {
-    BeDisk *disk = g_new0(BeDisk, 1);
-
-    disk->size = DISK_SIZE;
-    disk->stream = be_stream_new_nbd(socket_path, "", DISK_SIZE, DISK_SIZE);
-    disk->full = be_view_new();
-    return disk;
+    return be_disk_new("vda", DISK_SIZE, DISK_SIZE,
+                       be_stream_new_nbd(socket_path, "", DISK_SIZE, DISK_SIZE));
 }
 
 /* As backup_release() does. */
 static void disk_end(BeDisk *disk)
 {
-    be_stream_fail(disk->stream, "the test is over");
-    be_view_close(disk->full);
-    be_stream_close(disk->stream);
-    be_view_free(disk->full);
-    be_stream_unref(disk->stream);
-    g_free(disk);
+    be_disk_close(disk);
+    be_disk_free(disk);
 }
 
 static void call_end(Call *call, int errnum)

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * covered.c - a bounded set of ranges; see covered.h.
+ *
+ * Pure; the owner serialises.  Readers go forward, several at once, so there are
+ * few ranges, and a new one nearly always touches another.
+ */
+#include "backend/covered.h"
+
+typedef struct {
+    guint64 start;
+    guint64 end;
+} Range;
+
+struct BeCovered {
+    GArray *ranges;            /* of Range: ascending, none touches another */
+};
+
+BeCovered *be_covered_new(void)
+{
+    BeCovered *covered = g_new(BeCovered, 1);
+
+    covered->ranges = g_array_new(FALSE, FALSE, sizeof(Range));
+    return covered;
+}
+
+void be_covered_free(BeCovered *covered)
+{
+    if (covered) {
+        g_array_unref(covered->ranges);
+        g_free(covered);
+    }
+}
+
+guint be_covered_count(const BeCovered *covered)
+{
+    return covered->ranges->len;
+}
+
+static Range *range_at(const BeCovered *covered, guint index)
+{
+    return &g_array_index(covered->ranges, Range, index);
+}
+
+/* The first range that ends at or behind @offset, or their number. */
+static guint first_behind(const BeCovered *covered, guint64 offset)
+{
+    guint low = 0;
+    guint high = covered->ranges->len;
+
+    while (low < high) {
+        guint middle = low + (high - low) / 2;
+
+        if (range_at(covered, middle)->end >= offset) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return low;
+}
+
+static void forget_shortest(BeCovered *covered)
+{
+    guint shortest = 0;
+
+    for (guint i = 1; i < covered->ranges->len; i++) {
+        const Range *range = range_at(covered, i);
+        const Range *least = range_at(covered, shortest);
+
+        if (range->end - range->start < least->end - least->start) {
+            shortest = i;
+        }
+    }
+    g_array_remove_index(covered->ranges, shortest);
+}
+
+void be_covered_add(BeCovered *covered, guint64 start, guint64 end)
+{
+    guint first = first_behind(covered, start);
+    guint next = first;
+    Range added = {start, end};
+
+    if (start >= end) {
+        return;
+    }
+    while (next < covered->ranges->len && range_at(covered, next)->start <= end) {
+        added.start = MIN(added.start, range_at(covered, next)->start);
+        added.end = MAX(added.end, range_at(covered, next)->end);
+        next++;
+    }
+    if (next > first) {
+        *range_at(covered, first) = added;
+        g_array_remove_range(covered->ranges, first + 1, next - first - 1);
+        return;
+    }
+    g_array_insert_val(covered->ranges, first, added);
+    if (covered->ranges->len > BE_COVERED_MAX) {
+        forget_shortest(covered);
+    }
+}
+
+gboolean be_covered_all(const BeCovered *covered, guint64 start, guint64 end,
+                        const BeExtents *holes)
+{
+    while (start < end) {
+        guint index = first_behind(covered, start + 1);
+        guint64 data = start;
+
+        if (index < covered->ranges->len && range_at(covered, index)->start <= start) {
+            start = range_at(covered, index)->end;
+            continue;
+        }
+        if (!holes) {
+            return FALSE;
+        }
+        if (be_extents_next(holes, start, TRUE, &data) == BE_NEXT_NONE) {
+            return TRUE;
+        }
+        if (data <= start) {
+            return FALSE;
+        }
+        start = data;
+    }
+    return TRUE;
+}
