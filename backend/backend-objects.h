@@ -113,3 +113,40 @@ typedef struct {
  */
 void be_snapshot_xml_fetch(Be *be, BeSnapshot *snapshot, BeTextDone done, gpointer user);
 void be_snapshot_domain_xml_fetch(Be *be, BeSnapshot *snapshot, BeTextDone done, gpointer user);
+
+/**
+ * BeRevertTo: the state of the machine after a revert.
+ */
+typedef enum {
+    BE_REVERT_AS_WAS,          /* as the snapshot says; without its memory: off */
+    BE_REVERT_RUNNING,
+    BE_REVERT_PAUSED,
+    BE_REVERT_OFF,
+} BeRevertTo;
+
+/**
+ * be_revert_to_parse: "running", "paused", "off".  Returns: FALSE for anything else.
+ */
+gboolean be_revert_to_parse(const char *word, BeRevertTo *ret_to);
+
+typedef struct {
+    BeRevertTo to;
+    gboolean force;            /* do not keep the memory until the snapshot stands; other disks */
+    const char *keep;          /* name of a snapshot of the state that is left, or NULL */
+} BeRevertOptions;
+
+/**
+ * be_snapshot_revert: goes back to a snapshot.  Where libvirt cannot (external ones,
+ * libvirt before 9.9) by new overlays on the snapshot's images: no image that another
+ * snapshot needs is written to.  The state that is left is dropped unless it is kept.
+ * A failure leaves the machine as it was.
+ *
+ * ENOENT; EBUSY (a job, a backup or a freeze is in the way; an internal snapshot while
+ * checkpoints exist; a managed save image); EINVAL (other disks since, the machine is in
+ * between); EEXIST (keep); EUCLEAN (its deletion has begun); ENOSPC; EOPNOTSUPP; EIO;
+ * ECANCELED.
+ * (libvirt: virDomainRevertToSnapshot, or virDomainSaveFlags, virDomainDefineXMLFlags,
+ * virDomainRestoreFlags and virDomainCreateWithFlags.)
+ */
+BeJob *be_snapshot_revert(Be *be, const char *uuid, const char *name,
+                          const BeRevertOptions *options, BeDone done, gpointer user);

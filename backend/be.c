@@ -231,6 +231,7 @@ static void first_read(Be *be, gpointer data)
         be_freezes_recover(be);
         be_pauses_recover(be);
         be_backups_recover(be);
+        be_reverts_recover(be);
     }
     g_atomic_int_set(&be->starting, 0);
     g_mutex_lock(&first->lock);

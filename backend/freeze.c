@@ -105,7 +105,7 @@ static void bound_agent(virDomainPtr domain, gboolean bound)
         domain, bound ? AGENT_SECONDS : VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0);
 }
 
-static gboolean thaw_once(virDomainPtr domain, GError **error)
+gboolean be_freeze_thaw_once(virDomainPtr domain, GError **error)
 {
     int thawed;
 
@@ -121,7 +121,7 @@ static gboolean thaw_once(virDomainPtr domain, GError **error)
 /* A guest that is off or gone is not frozen. */
 static gboolean thaw_or_gone(virDomainPtr domain, GError **error)
 {
-    if (thaw_once(domain, error)) {
+    if (be_freeze_thaw_once(domain, error)) {
         return TRUE;
     }
     if (virDomainIsActive(domain) == 0) {

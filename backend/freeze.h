@@ -36,6 +36,11 @@ gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
 gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **error);
 
 /**
+ * be_freeze_thaw_once: sends one thaw, whoever has frozen it.  Blocks up to 3 s.
+ */
+gboolean be_freeze_thaw_once(virDomainPtr domain, GError **error);
+
+/**
  * be_freeze_is_held: whether the guest is frozen by a command of ours.
  */
 gboolean be_freeze_is_held(Be *be, const char *uuid);

@@ -199,6 +199,14 @@ gboolean be_dirs_private(const char *path, uid_t uid, gid_t gid, GError **error)
  */
 void be_dirs_remove(const char *path);
 
+/* ---- revert-record.c ---------------------------------------------------------- */
+
+/**
+ * be_reverts_recover: submits the end, one way or the other, of each revert that was
+ * interrupted.  Query worker; after each connect.
+ */
+void be_reverts_recover(Be *be);
+
 /* ---- host.c ------------------------------------------------------------------ */
 
 /**

@@ -18,6 +18,18 @@ void be_crash_point(const char *area, const char *name, const char *when)
         kill(getpid(), SIGKILL);
     }
 }
+
+gboolean be_fail_point(const char *area, const char *name, const char *when, GError **error)
+{
+    const char *wanted = g_getenv("VMSNAPFS_FAIL_AT");
+    g_autofree char *point = g_strdup_printf("%s:%s:%s", area, name, when);
+
+    if (!wanted || !g_str_equal(wanted, point)) {
+        return FALSE;
+    }
+    g_set_error(error, BE_ERROR, EIO, "made to fail at %s", point);
+    return TRUE;
+}
 #endif
 
 static void undo_from(const BeStep *steps, gsize last, gpointer work)
@@ -39,7 +51,9 @@ gboolean be_steps_run(const char *area, const BeStep *steps, gpointer work, BeJo
             g_set_error(error, BE_ERROR, ECANCELED, "cancelled before '%s'", steps[i].name);
         }
         be_crash_point(area, steps[i].name, "before");
-        if (cancelled || !steps[i].run(work, error)) {
+        if (cancelled || be_fail_point(area, steps[i].name, "before", error)
+            || !steps[i].run(work, error)
+            || be_fail_point(area, steps[i].name, "after", error)) {
             undo_from(steps, i, work);
             return FALSE;
         }

@@ -36,7 +36,20 @@ gboolean be_steps_run(const char *area, const BeStep *steps, gpointer work, BeJo
  */
 #ifdef BE_CRASH_POINTS
 void be_crash_point(const char *area, const char *name, const char *when);
+
+/**
+ * be_fail_point: TRUE with @error set (EIO) where the environment's VMSNAPFS_FAIL_AT
+ * names the point: as if the step had failed before it did anything, or after.
+ */
+gboolean be_fail_point(const char *area, const char *name, const char *when, GError **error);
 #else
+static inline gboolean be_fail_point(const char *area G_GNUC_UNUSED,
+                                     const char *name G_GNUC_UNUSED,
+                                     const char *when G_GNUC_UNUSED, GError **error G_GNUC_UNUSED)
+{
+    return FALSE;
+}
+
 static inline void be_crash_point(const char *area G_GNUC_UNUSED, const char *name G_GNUC_UNUSED,
                                   const char *when G_GNUC_UNUSED)
 {

@@ -14,3 +14,5 @@ gboolean fs_snapshot_show_state(Fs *fs, FsItem *item, GString *out, GError **err
 void fs_snapshot_fetch_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
 void fs_snapshot_fetch_domain_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
 void fs_snapshot_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
+
+extern const FsVerb fs_snapshot_verbs[];

@@ -81,6 +81,7 @@ static const FsDef snapshot_rows[] = {
     TEXT_ROW("parent", .show = fs_object_show_parent),
     TEXT_ROW("snapshot.xml", .fetch = fs_snapshot_fetch_xml),
     TEXT_ROW("domain.xml", .fetch = fs_snapshot_fetch_domain_xml),
+    CONTROL_ROW(fs_snapshot_verbs),
     TEXT_ROW("error", .show = fs_item_show_failures),
     END_ROW,
 };

@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Back to a snapshot: every form of it, and every way in which it can fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from bare import BLOCKS, Bare, image_blocks
+from bed import MIB, Disk, Guest, Mount, raises_errno, sh, wait_for
+from fsutil import command, last_failure
+
+RUNNING, PAUSED, OFF = (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED,
+                        libvirt.VIR_DOMAIN_SHUTOFF)
+STEPS = ["record", "images", "define", "current", "stop", "keep", "start", "stand"]
+
+
+def blocks(**values: int) -> list[int]:
+    """blocks(b0=1, b2=7): what the disk holds; zeroes elsewhere."""
+    found = [0] * BLOCKS
+    for name, value in values.items():
+        found[int(name[1:])] = value
+    return found
+
+
+def snapshots(mnt: Mount, guest: Guest) -> Path:
+    return mnt.domains / guest.name / "snapshots"
+
+
+def revert(mnt: Mount, guest: Guest, name: str, *words: str) -> None:
+    command(snapshots(mnt, guest) / name, " ".join(["revert", *words]))
+
+
+@pytest.fixture
+def bare(leftovers: None) -> Iterator[Bare]:
+    """One disk; defined, off."""
+    guest = Bare("bare1")
+    guest.define()
+    yield guest
+    guest.undefine()
+
+
+@pytest.fixture
+def bare2(leftovers: None) -> Iterator[Bare]:
+    """Two disks, vda qcow2 and vdb raw; defined, off."""
+    guest = Bare("bare2")
+    guest.define(Disk(fs=False, size=MIB), Disk("vdb", "raw", fs=False, size=MIB))
+    yield guest
+    guest.undefine()
+
+
+### The matrix
+
+@pytest.mark.parametrize("was", ["running", "off"])
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("internal", [True, False])
+def test_matrix(bare2: Bare, mnt: Mount, was: str, memory: bool, internal: bool) -> None:
+    """A snapshot with or without memory, of a machine that runs or is off at the revert."""
+    if internal:
+        xml = bare2.xml(inactive=True)       # no internal snapshots in raw
+        disk = xml.findall("devices/disk")[1]
+        xml.find("devices").remove(disk)
+        bare2.domain.connect().defineXML(ET.tostring(xml).decode())
+        bare2.disks = bare2.disks[:1]
+    if memory or not internal:
+        bare2.start()
+    for target in bare2.targets:
+        bare2.write(0, 1, target)
+    bare2.snapshot("s", internal=internal, memory=memory)
+    if not bare2.domain.isActive() and was == "running":
+        bare2.start()
+    for target in bare2.targets:
+        bare2.write(0, 2, target)
+        bare2.write(1, 3, target)
+    if bare2.domain.isActive() and was == "off":
+        bare2.destroy()
+    uuid = bare2.uuid
+    for _ in range(2):
+        revert(mnt, bare2, "s")
+        assert bare2.state == (RUNNING if memory else OFF)
+        assert bare2.uuid == uuid
+        for target in bare2.targets:
+            assert bare2.blocks(target) == blocks(b0=1), target
+            bare2.write(5, 9, target)
+        assert bare2.current() == "s"
+        assert os.readlink(snapshots(mnt, bare2) / "current") == "s"
+
+
+@pytest.mark.parametrize("word, state", [("running", RUNNING), ("paused", PAUSED), ("off", OFF)])
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("internal", [True, False])
+def test_state_as_asked(bare: Bare, mnt: Mount, word: str, state: int, memory: bool,
+                        internal: bool) -> None:
+    if memory or not internal:
+        bare.start()
+    bare.write(0, 1)
+    bare.snapshot("s", internal=internal, memory=memory)
+    bare.write(0, 2)
+    revert(mnt, bare, "s", word)
+    assert bare.state == state
+    assert bare.blocks() == blocks(b0=1)
+
+
+def test_memory_comes_back_and_is_thawed(make_guest, mnt: Mount) -> None:
+    """The guest's memory, not only its disk; and file systems that were frozen then."""
+    guest = make_guest(Disk(), writer=True)
+    guest.run("echo before > /run/token")
+    guest.domain.fsFreeze()
+    path = guest.dir / "s.mem"
+    guest.domain.snapshotCreateXML(
+        f"<domainsnapshot><name>s</name><memory snapshot='external' file='{path}'/>"
+        "</domainsnapshot>", 0)
+    guest.domain.fsThaw()
+    guest.run("echo after > /run/token")
+    counter = guest.counter()
+    revert(mnt, guest, "s")
+    wait_for(guest.is_healthy, 20, "thawed")
+    assert guest.run("cat /run/token") == "before\n"
+    wait_for(lambda: guest.counter() > counter, 30, "the writer goes on")
+    revert(mnt, guest, "s", "paused")
+    assert guest.state == PAUSED
+    guest.resume()
+    guest.domain.fsThaw()
+    assert guest.run("cat /run/token") == "before\n"
+
+
+### A tree
+
+def test_branches(bare2: Bare, mnt: Mount) -> None:
+    """A chain of five, and back and forth between its branches; nothing else is touched."""
+    bare2.start()
+    state = {}
+    for i in range(5):
+        bare2.write(i, i + 1)
+        bare2.write(i, i + 11, "vdb")
+        bare2.snapshot(f"s{i}", memory=i % 2 == 1)
+        state[f"s{i}"] = {t: bare2.blocks(t) for t in bare2.targets}
+    bare2.write(9, 99)
+    sums = {name: [sh(["sha256sum", bare2.base(name, t)[0]]).stdout for t in bare2.targets]
+            for name in state}
+    for step, name in enumerate(["s2", "s4", "s0", "s3", "s2", "s1", "s4"]):
+        revert(mnt, bare2, name, "running")
+        assert {t: bare2.blocks(t) for t in bare2.targets} == state[name]
+        assert bare2.current() == name
+        bare2.write(10, 50 + step)
+        branch = f"b{step}"
+        bare2.snapshot(branch)
+        assert bare2.parent(branch) == name
+        state[branch] = {t: bare2.blocks(t) for t in bare2.targets}
+        bare2.write(11, 50 + step)
+    for name, expected in state.items():
+        for target in bare2.targets:
+            assert image_blocks(*bare2.base(name, target)) == expected[target], name
+    for name, before in sums.items():
+        assert [sh(["sha256sum", bare2.base(name, t)[0]]).stdout
+                for t in bare2.targets] == before, f"{name} was written to"
+    known = {Path(bare2.base(n, t)[0]).name for n in state for t in bare2.targets}
+    known |= {Path(bare2.top(t)[0]).name for t in bare2.targets}
+    memories = {f for f in bare2.files() if f.endswith(".mem")}
+    assert bare2.files() == known | memories, "what is left of a revert is dropped"
+
+
+def test_overlay_is_as_libvirt_makes_it(bare: Bare, mnt: Mount) -> None:
+    bare.start()
+    bare.snapshot("s")
+    revert(mnt, bare, "s", "running")
+    path, fmt = bare.top("vda")
+    assert (Path(path).name, fmt) == ("vda.s-r1", "qcow2")
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+    info = sh(["qemu-img", "info", "-U", path]).stdout
+    assert "backing file format: qcow2" in info
+    bare.destroy()
+    assert sh(["qemu-img", "check", "-q", path]).returncode == 0
+    bare.start()
+
+
+def test_libvirt_deletes_what_is_one_line(bare: Bare, mnt: Mount) -> None:
+    """And refuses where it would write into what another branch stands on."""
+    bare.start()
+    bare.write(0, 1)
+    bare.snapshot("root")
+    bare.write(1, 2)
+    bare.snapshot("one")
+    revert(mnt, bare, "root", "running")
+    bare.write(2, 3)
+    bare.snapshot("two")
+    with pytest.raises(libvirt.libvirtError, match="could not find base disk source"):
+        bare.domain.snapshotLookupByName("root").delete()
+    bare.domain.snapshotLookupByName("two").delete()
+    assert bare.blocks() == blocks(b0=1, b2=3)
+    revert(mnt, bare, "one", "running")
+    assert bare.blocks() == blocks(b0=1, b1=2)
+
+
+### What is left
+
+@pytest.mark.parametrize("active", [True, False])
+def test_keep(bare: Bare, mnt: Mount, active: bool) -> None:
+    if active:
+        bare.start()
+    bare.snapshot("s")
+    bare.write(3, 7)
+    revert(mnt, bare, "s", "keep=left")
+    here = snapshots(mnt, bare) / "left"
+    assert here.is_dir()
+    assert (here / "state").read_text() == ("running\n" if active else "shutoff\n")
+    assert (here / "parent").read_text() == "s\n"
+    assert bare.blocks() == blocks()
+    revert(mnt, bare, "left")
+    assert bare.state == (RUNNING if active else OFF)
+    assert bare.blocks() == blocks(b3=7)
+    with raises_errno(errno.EEXIST):
+        revert(mnt, bare, "s", "keep=left")
+    assert "a snapshot of that name exists" in last_failure(here.parent / "s").text
+
+
+def test_keep_internal(bare: Bare, mnt: Mount) -> None:
+    bare.start()
+    bare.snapshot("s", internal=True, memory=True)
+    bare.write(3, 7)
+    revert(mnt, bare, "s", "keep=left")
+    assert bare.blocks() == blocks()
+    revert(mnt, bare, "left")
+    assert bare.blocks() == blocks(b3=7)
+    assert bare.state == RUNNING
+
+
+### Refusals: nothing is touched
+
+def refused(mnt: Mount, guest: Guest, name: str, number: int, sentence: str, *words: str) -> None:
+    state, xml = guest.state, guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    pid = guest.qemu_pid()
+    with raises_errno(number):
+        revert(mnt, guest, name, *words)
+    assert sentence in last_failure(snapshots(mnt, guest) / name).text
+    assert sentence in last_failure(mnt.domains / guest.name).text
+    assert (guest.state, guest.qemu_pid()) == (state, pid)
+    assert guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) == xml
+
+
+def test_words(bare: Bare, mnt: Mount) -> None:
+    bare.snapshot("s")
+    refused(mnt, bare, "s", errno.EINVAL, "'quickly' is no word of 'revert'", "quickly")
+    refused(mnt, bare, "s", errno.EINVAL, "'off' is no word", "running", "off")
+    refused(mnt, bare, "s", errno.EINVAL, "links of the tree and no names", "keep=current")
+
+
+def test_internal_with_checkpoint(bare: Bare, mnt: Mount) -> None:
+    """libvirt would kill the machine."""
+    bare.start()
+    bare.snapshot("s", internal=True, memory=True)
+    bare.domain.checkpointCreateXML("<domaincheckpoint><name>c</name></domaincheckpoint>")
+    refused(mnt, bare, "s", errno.EBUSY, "1 checkpoint(s)")
+    refused(mnt, bare, "s", errno.EBUSY, "1 checkpoint(s)", "force")
+    bare.domain.checkpointLookupByName("c").delete()
+    revert(mnt, bare, "s")
+
+
+def test_internal_under_external(bare: Bare, mnt: Mount) -> None:
+    bare.start()
+    bare.snapshot("inner", internal=True, memory=True)
+    bare.snapshot("outer")
+    refused(mnt, bare, "inner", errno.EOPNOTSUPP, "external snapshots (outer) stand")
+
+
+def test_external_with_checkpoint(bare: Bare, mnt: Mount) -> None:
+    """Allowed; the checkpoint is of no use after it, and libvirt says so."""
+    bare.start()
+    bare.domain.checkpointCreateXML("<domaincheckpoint><name>c</name></domaincheckpoint>")
+    bare.snapshot("s")
+    bare.write(0, 1)
+    revert(mnt, bare, "s", "running")
+    assert bare.blocks() == blocks()
+    with pytest.raises(libvirt.libvirtError) as caught:
+        bare.domain.backupBegin(
+            "<domainbackup mode='pull'><incremental>c</incremental>"
+            f"<server transport='unix' socket='{bare.dir}/sock'/></domainbackup>", None)
+    assert caught.value.get_error_code() == 109
+
+
+def test_backup_in_the_way(bare: Bare, mnt: Mount) -> None:
+    bare.start()
+    bare.snapshot("s")
+    backup = mnt.domains / bare.name / "backups/b"
+    backup.mkdir()
+    refused(mnt, bare, "s", errno.EBUSY, "backup 'b' is running")
+    backup.rmdir()
+
+
+def test_foreign_block_job(bare: Bare, mnt: Mount) -> None:
+    bare.start()
+    bare.snapshot("s")
+    copy = bare.dir / "copy"
+    bare.domain.blockCopy("vda", f"<disk type='file'><source file='{copy}'/>"
+                          "<driver type='qcow2'/></disk>", None,
+                          libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
+    refused(mnt, bare, "s", errno.EBUSY, "a block job runs on disk 'vda'")
+    bare.domain.blockJobAbort("vda", 0)
+
+
+def test_other_disks(bare: Bare, mnt: Mount) -> None:
+    bare.snapshot("s")
+    image = bare.dir / "more.qcow2"
+    sh(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"])
+    bare.domain.attachDeviceFlags(
+        f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+        f"<source file='{image}'/><target dev='vdc' bus='virtio'/></disk>",
+        libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    refused(mnt, bare, "s", errno.EINVAL, "disk 'vdc' was added after the snapshot")
+    revert(mnt, bare, "s", "force")
+    assert image.exists()
+    with pytest.raises(KeyError):
+        bare.top("vdc")
+
+
+def test_runs_on_the_snapshot_itself(bare: Bare, mnt: Mount) -> None:
+    bare.snapshot("s")
+    xml = bare.xml(inactive=True)
+    disk = xml.find("devices/disk")
+    disk.find("source").set("file", bare.base("s")[0])
+    for backing in disk.findall("backingStore"):
+        disk.remove(backing)
+    bare.domain.connect().defineXML(ET.tostring(xml).decode())
+    refused(mnt, bare, "s", errno.EINVAL, "which held the snapshot 's' and has changed since")
+
+
+def test_managed_save(bare: Bare, mnt: Mount) -> None:
+    bare.start()
+    bare.snapshot("s")
+    bare.domain.managedSave()
+    refused(mnt, bare, "s", errno.EBUSY, "has a managed save image")
+    revert(mnt, bare, "s", "force")
+    assert not bare.domain.hasManagedSaveImage()
+    bare.start()
+    assert bare.blocks() == blocks()
+
+
+def test_missing_image(bare: Bare, mnt: Mount) -> None:
+    bare.start()
+    bare.write(0, 1)
+    bare.snapshot("s")
+    bare.snapshot("t")
+    revert(mnt, bare, "s", "running")
+    Path(bare.base("t")[0]).unlink()
+    refused(mnt, bare, "t", errno.EIO, "cannot be read")
+
+
+### Failures: the machine is as it was
+
+def world(guest: Bare) -> dict[str, object]:
+    """All that a failed revert must leave as it was."""
+    texts = {s.getName(): s.getXMLDesc(0) for s in guest.domain.listAllSnapshots()}
+    return {"state": guest.state, "blocks": guest.blocks(), "files": guest.files(),
+            "snapshots": texts, "current": guest.current(), "top": guest.top("vda"),
+            "xml": guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)}
+
+
+def daemon(**env: str) -> Mount:
+    """To be finished by its test: one test starts many."""
+    mnt = Mount("qemu:///system", env=env)
+    mnt.wait_mounted()
+    return mnt
+
+
+def prepare(bare: Bare, active: bool) -> None:
+    bare.start()
+    bare.write(0, 1)
+    bare.snapshot("s", memory=True)
+    bare.write(0, 2)
+    bare.snapshot("t")
+    bare.write(1, 3)
+    if not active:
+        bare.destroy()
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_each_step_fails(bare: Bare, active: bool) -> None:
+    prepare(bare, active)
+    before = world(bare)
+    for step in STEPS:
+        for when in ("before", "after"):
+            if (step, when) == ("stand", "after"):
+                continue
+            mnt = daemon(VMSNAPFS_FAIL_AT=f"revert:{step}:{when}")
+            with raises_errno(errno.EIO):
+                revert(mnt, bare, "s", "keep=left")
+            assert f"revert:{step}:{when}" in last_failure(snapshots(mnt, bare) / "s").text
+            assert world(bare) == before, f"{step} {when}"
+            mnt.finish()
+    assert bare.blocks() == blocks(b0=2, b1=3)
+
+
+@pytest.mark.parametrize("active, words", [(True, ("keep=left",)), (True, ("off",)),
+                                           (False, ("keep=left",))])
+def test_each_step_crashes(bare: Bare, active: bool, words: tuple[str, ...]) -> None:
+    """The next start takes it back, or finishes it where the new state stands."""
+    prepare(bare, active)
+    before = world(bare)
+    points = [f"revert:{step}:{when}" for step in STEPS for when in ("before", "after")]
+    points.insert(points.index("revert:stop:before") + 1, "revert:stop:recorded")
+    points.append("revert:settle:after")
+    for point in points:
+        if point == "revert:stop:recorded" and not active:
+            continue
+        mnt = daemon(VMSNAPFS_CRASH_AT=point)
+        mnt.expected_exit = -signal.SIGKILL
+        with raises_errno(errno.ENOTCONN, errno.ECONNABORTED):
+            revert(mnt, bare, "s", *words)
+        mnt.process.wait(10)
+        mnt.finish()
+        again = daemon()
+        records = Path("/var/lib/vmsnapfs")
+        wait_for(lambda: not list(records.glob("*/reverts/*.json")), 30, f"settled: {point}")
+        finished = bare.current() == "s"
+        late = point.split(":")[1] in ("stand", "settle") or point == "revert:start:after"
+        if "off" in words:
+            late = late or point.split(":")[1] in ("keep", "start") or point == "revert:stop:after"
+        else:
+            assert finished == late, point
+        if finished:
+            assert bare.blocks() == blocks(b0=1), point
+            assert bare.state == (OFF if "off" in words else RUNNING), point
+            if "off" in words:
+                revert(again, bare, "t", *(["running"] if active else []))
+                bare.write(1, 3)
+            else:
+                revert(again, bare, "left")
+                bare.domain.snapshotLookupByName("left").delete(
+                    libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+                (bare.dir / "vda.left-mem1").unlink(missing_ok=True)
+            assert bare.blocks() == blocks(b0=2, b1=3), point
+            before = world(bare)
+        else:
+            assert world(bare) == before, point
+        again.finish()
+
+
+def test_start_fails(bare: Bare, mnt: Mount) -> None:
+    """The memory file has a good head and is cut: only QEMU finds out, after the save."""
+    prepare(bare, True)
+    memory = bare.dir / "s.mem"
+    os.truncate(memory, memory.stat().st_size // 2)
+    before = world(bare)
+    with raises_errno(errno.EIO):
+        revert(mnt, bare, "s")
+    assert "memory of the snapshot cannot be restored" in last_failure(
+        snapshots(mnt, bare) / "s").text
+    assert world(bare) == before
+    memory.write_bytes(b"nothing")
+    refused(mnt, bare, "s", errno.EIO, "the memory of the snapshot 's' cannot be restored")
+    revert(mnt, bare, "s", "off")
+    assert bare.blocks() == blocks(b0=1)
+
+
+def test_paused_stays_paused_after_a_failure(bare: Bare, mount) -> None:
+    prepare(bare, True)
+    bare.suspend()
+    before = world(bare)
+    mnt = mount(env={"VMSNAPFS_FAIL_AT": "revert:start:after"})
+    with raises_errno(errno.EIO):
+        revert(mnt, bare, "s")
+    assert world(bare) == before
+    assert bare.state == PAUSED
