@@ -452,6 +452,19 @@ BeJob *be_backup_begin(Be *be, const char *uuid, const char *name, const BeBacku
  */
 BeJob *be_backup_end(Be *be, BeBackup *backup, BeDone done, gpointer user);
 
+/**
+ * be_backup_boot_fetch: the XML of a throw-away machine that boots from a backup,
+ * with all that it needs: overlays on its disks and a copy of its variable store,
+ * which belong to the backup and go with it.  A machine of this backup that runs
+ * keeps its own.
+ * @raws: where QEMU's user reads each disk of the backup as a raw file, absolute
+ *   paths in the order of its disks, NULL-terminated; copied
+ *
+ * EIO (the backup has failed), ENOSPC, EHOSTUNREACH, EOPNOTSUPP (no qemu-img).
+ */
+void be_backup_boot_fetch(Be *be, BeBackup *backup, const char *const *raws, BeTextDone done,
+                          gpointer user);
+
 /* ---- Streams ------------------------------------------------------------ */
 
 BeStream *be_stream_ref(BeStream *stream);

@@ -28,7 +28,7 @@ typedef struct {
     BeBackup pub;              /* first: a BeBackup pointer is one of these */
     Be *be;
     char *run_path;            /* private directory of the sockets */
-    char *scratch_path;        /* private directory of scratch images and extras */
+    char *scratch_path;        /* private directory of the scratch images; QEMU's */
     char *socket;              /* of QEMU's NBD server */
     BackupStage stage;         /* as in the journal; workers of this domain alone */
     gboolean off;              /* of a domain that is off */
@@ -214,10 +214,14 @@ gboolean backup_step_list(gpointer work, GError **error);
 
 /**
  * backup_step_extras: copies what belongs to the machine and is no disk.
+ * backup_extra_path: where, to be freed with g_free(); it need not be there.
+ * backup_remove_extras: removes the copies.
  * backup_open_extras: makes the streams of the copies that are there.
  * backup_fail_extras, backup_close_extras: as for the streams of the disks.
  */
 gboolean backup_step_extras(gpointer work, GError **error);
+char *backup_extra_path(const Backup *backup, BeExtra extra);
+void backup_remove_extras(const Backup *backup);
 void backup_open_extras(Backup *backup);
 void backup_fail_extras(Backup *backup, const char *reason);
 void backup_close_extras(Backup *backup);

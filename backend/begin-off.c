@@ -120,8 +120,15 @@ static gboolean run_directories(gpointer work, GError **error)
 {
     BackupPlan *plan = work;
 
-    return be_dirs_private(plan->backup->run_path, geteuid(), getegid(), error)
-           && be_dirs_private(plan->backup->scratch_path, geteuid(), getegid(), error);
+    g_autoptr(BeVirConnect) conn = be_conn_get(plan->be->action_conn, error);
+    uid_t uid;
+    gid_t gid;
+
+    /* A machine that boots from the backup writes to the scratch directory. */
+    return conn
+           && be_host_qemu_identity(plan->be, conn, plan->xml->dac_label, &uid, &gid, error)
+           && be_dirs_private(plan->backup->run_path, geteuid(), getegid(), error)
+           && be_dirs_private(plan->backup->scratch_path, uid, gid, error);
 }
 
 static void undo_directories(gpointer work)

@@ -3,9 +3,11 @@
  * extras.c - what a machine needs besides its disks to be built again: the
  * firmware's variables, the TPM's state, the kernel and initrd of a direct boot.
  *
- * They are small, so they are copied into the backup's scratch directory before
- * the backup begins; of a machine that runs they are what a crash would have left.
- * Action workers and, after a crash, be_start().
+ * They are small, so they are copied before the backup begins; of a machine that
+ * runs they are what a crash would have left.  The copies are in a directory of
+ * ours: whoever can write to the scratch directory, which is QEMU's, could put a
+ * link to any file of the host there.  Action workers and, after a crash,
+ * be_start().
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -61,9 +63,16 @@ static char *source_path(const Be *be, const BeXmlDomain *xml, BeExtra extra)
     return NULL;
 }
 
-static char *copy_path(const Backup *backup, BeExtra extra)
+static char *extras_dir(const Backup *backup)
 {
-    return g_build_filename(backup->scratch_path, names[extra], NULL);
+    return g_build_filename(backup->be->state_dir, "extras", backup->pub.id, NULL);
+}
+
+char *backup_extra_path(const Backup *backup, BeExtra extra)
+{
+    g_autofree char *dir = extras_dir(backup);
+
+    return g_build_filename(dir, names[extra], NULL);
 }
 
 static int write_all(int fd, const char *bytes, gsize length)
@@ -117,7 +126,7 @@ static void tell_left_out(const Backup *backup, BeExtra extra, const char *why)
  */
 static gboolean copy_one(const Backup *backup, const char *path, BeExtra extra, GError **error)
 {
-    g_autofree char *copy = copy_path(backup, extra);
+    g_autofree char *copy = backup_extra_path(backup, extra);
     g_autoptr(GError) why = NULL;
     int from = be_image_open(path, &why);
     int to, errnum;
@@ -146,10 +155,21 @@ static gboolean copy_one(const Backup *backup, const char *path, BeExtra extra, 
     return TRUE;
 }
 
+void backup_remove_extras(const Backup *backup)
+{
+    g_autofree char *dir = extras_dir(backup);
+
+    be_dirs_remove(dir);
+}
+
 gboolean backup_step_extras(gpointer work, GError **error)
 {
     BackupPlan *plan = work;
+    g_autofree char *dir = extras_dir(plan->backup);
 
+    if (!be_dirs_ensure(dir, 0700, error)) {
+        return FALSE;
+    }
     for (BeExtra extra = 0; extra < BE_EXTRA_COUNT; extra++) {
         g_autofree char *path = source_path(plan->be, plan->xml, extra);
 
@@ -163,8 +183,8 @@ gboolean backup_step_extras(gpointer work, GError **error)
 
 void backup_open_extras(Backup *backup)
 {
-    for (BeExtra extra = 0; backup->scratch_path && extra < BE_EXTRA_COUNT; extra++) {
-        g_autofree char *copy = copy_path(backup, extra);
+    for (BeExtra extra = 0; extra < BE_EXTRA_COUNT; extra++) {
+        g_autofree char *copy = backup_extra_path(backup, extra);
         struct stat attr;
 
         if (lstat(copy, &attr) == 0 && S_ISREG(attr.st_mode)) {

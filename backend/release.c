@@ -69,6 +69,7 @@ void backup_release(Backup *backup)
     if (backup->scratch_path) {
         be_dirs_remove(backup->scratch_path);
     }
+    backup_remove_extras(backup);
     release_end(backup);
 }
 

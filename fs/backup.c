@@ -190,6 +190,30 @@ BeStream *fs_backup_initrd_stream(FsItem *item)
     return extra_stream(item, BE_EXTRA_INITRD);
 }
 
+/* Where QEMU's user finds the disks of a backup. */
+static GPtrArray *raw_paths(const Fs *fs, FsItem *item)
+{
+    const BeBackup *backup = item->data;
+    GPtrArray *paths = g_ptr_array_new_with_free_func(g_free);
+
+    for (guint i = 0; i < backup->disks->len; i++) {
+        const BeDisk *disk = g_ptr_array_index(backup->disks, i);
+
+        g_ptr_array_add(paths, g_strdup_printf("%s/domains/%s/backups/%s/disks/%s.raw",
+                                               fs->mountpoint, item->parent->file_name,
+                                               item->file_name, disk->target));
+    }
+    g_ptr_array_add(paths, NULL);
+    return paths;
+}
+
+void fs_backup_fetch_boot_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user)
+{
+    g_autoptr(GPtrArray) paths = raw_paths(fs, item);
+
+    be_backup_boot_fetch(fs->be, item->data, (const char *const *)paths->pdata, done, user);
+}
+
 void fs_backup_xattrs(FsItem *item, FsXattrAdd add, gpointer user)
 {
     const BeBackup *backup = item->data;

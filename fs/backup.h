@@ -17,6 +17,7 @@ gboolean fs_backup_show_consistency(Fs *fs, FsItem *item, GString *out, GError *
 gboolean fs_backup_show_backup_xml(Fs *fs, FsItem *item, GString *out, GError **error);
 gboolean fs_backup_show_domain_xml(Fs *fs, FsItem *item, GString *out, GError **error);
 gboolean fs_backup_show_job(Fs *fs, FsItem *item, GString *out, GError **error);
+void fs_backup_fetch_boot_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
 BeStream *fs_backup_nvram_stream(FsItem *item);
 BeStream *fs_backup_tpm_stream(FsItem *item);
 BeStream *fs_backup_kernel_stream(FsItem *item);

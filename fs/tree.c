@@ -9,7 +9,7 @@
  *         <name>/  created state description memory parent snapshot.xml domain.xml control error
  *       backups/ latest
  *         <name>/  created state consistency backup.xml domain.xml nvram tpm kernel initrd
- *                  control error job
+ *                  boot.xml control error job
  *           disks/ <target>.raw
  *           full/  <target>.qcow2
  *           maps/  <target>.json
@@ -56,6 +56,8 @@ static const FsDef backup_rows[] = {
     SECRET_ROW("tpm", fs_backup_tpm_stream),
     DATA_ROW("kernel", .stream = fs_backup_kernel_stream),
     DATA_ROW("initrd", .stream = fs_backup_initrd_stream),
+    /* Its overlays are made when it is opened. */
+    TEXT_ROW("boot.xml", .fetch = fs_backup_fetch_boot_xml, .flags = FS_HIDDEN | FS_SLOW),
     CONTROL_ROW(fs_backup_verbs),
     TEXT_ROW("error", .show = fs_item_show_failures),
     TEXT_ROW("job", .show = fs_backup_show_job),
