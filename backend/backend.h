@@ -418,9 +418,18 @@ GPtrArray *be_backups(Be *be, const char *uuid);
 BeBackupState be_backup_state(BeBackup *backup, char **ret_reason);
 
 /**
- * be_backup_job_print: appends "key: value" lines: kind, object, bytes, percent.
+ * be_backup_job_print: appends "key: value" lines: kind, object, bytes, percent, and
+ * bytes per second (the mean of the last 5 s).  Percent is of each disk what was read
+ * of the image (raw, full, incremental) that was read farthest.
  */
 void be_backup_job_print(BeBackup *backup, GString *out);
+
+/**
+ * be_backup_set_rate: how many bytes a second are fetched for all files of the backup
+ * together, from the next request on; 0: no limit.  Any thread; does not block.
+ * Returns: FALSE: EINVAL for less than 64 KiB a second.
+ */
+gboolean be_backup_set_rate(BeBackup *backup, guint64 bytes_per_second, GError **error);
 
 typedef struct {
     const char *const *only;   /* targets, NULL-terminated, or NULL: all */
@@ -465,124 +474,6 @@ BeJob *be_backup_end(Be *be, BeBackup *backup, BeDone done, gpointer user);
 void be_backup_boot_fetch(Be *be, BeBackup *backup, const char *const *raws, BeTextDone done,
                           gpointer user);
 
-/* ---- Streams ------------------------------------------------------------ */
-
-BeStream *be_stream_ref(BeStream *stream);
-void be_stream_unref(BeStream *stream);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeStream, be_stream_unref)
-
-/**
- * be_stream_size: bytes; constant.
- */
-guint64 be_stream_size(BeStream *stream);
-
-/**
- * be_stream_allocated: bytes that are data: exact when the allocation map is
- * known, else the estimate the stream was made with.
- */
-guint64 be_stream_allocated(BeStream *stream);
-
-/**
- * BeReader: one open file on a stream: its own read-ahead and position.
- */
-typedef struct BeReader BeReader;
-
-/**
- * be_reader_new: starts nothing; the first read connects.
- */
-BeReader *be_reader_new(BeStream *stream);
-void be_reader_free(BeReader *reader);
-
-/**
- * BeReadDone: the end of a read.
- * @iov: @count parts that together are the bytes read, valid only during the
- *   call; NULL on failure.  Fewer bytes than asked for only at the end.
- * @errnum: 0 or a positive errno: EIO, ETIMEDOUT, ECANCELED, EINVAL (over 4 MiB).
- */
-typedef void (*BeReadDone)(const struct iovec *iov, int count, int errnum, gpointer user);
-
-typedef struct BeRead BeRead;
-
-/**
- * be_reader_read: reads @length bytes at @offset; clamped to the size.
- * The one function that may call @done from inside the call: where the bytes are
- * here already or known to be zeroes, behind the end, for a failure that is known
- * at once, and for a small read out of sequence, for which the caller waits, at
- * most 20 ms.
- * Returns: a handle for be_read_cancel(), owned by the caller, to be released
- * by be_read_unref() in or after @done.
- */
-BeRead *be_reader_read(BeReader *reader, guint64 offset, gsize length, BeReadDone done,
-                       gpointer user);
-
-/**
- * be_read_cancel: ends a read with ECANCELED soon; the transfer below it is
- * left to finish.  Harmless after the end.
- */
-void be_read_cancel(BeRead *read);
-void be_read_unref(BeRead *read);
-
-/**
- * BeSeekDone: @offset: what lseek(2) returns, or -1 with @errnum set (ENXIO at
- * or behind the end, EIO).
- */
-typedef void (*BeSeekDone)(gint64 offset, int errnum, gpointer user);
-
-/**
- * be_stream_seek: SEEK_DATA (@data TRUE) or SEEK_HOLE from @offset.  The
- * allocation map is fetched at the first call and kept.
- */
-void be_stream_seek(BeStream *stream, guint64 offset, gboolean data, BeSeekDone done,
-                    gpointer user);
-
-/**
- * be_stream_map_fetch: the allocation map as text, the one that `qemu-img map
- * --output=json -f raw` prints of the same NBD export.  Shares the map with
- * be_stream_seek().  EIO, ETIMEDOUT; EFBIG: a text of more than 64 MiB.
- */
-void be_stream_map_fetch(BeStream *stream, BeTextDone done, gpointer user);
-
-/**
- * be_disk_full: the disk as a stand-alone qcow2 image: a stream of its own, with
- * the image's bytes.  Its size needs the allocation map.
- * Returns: (transfer none): valid as long as the disk's backup; NULL as long as
- *   be_disk_full_prepare() has not succeeded.
- */
-BeStream *be_disk_full(const BeDisk *disk);
-
-/**
- * be_disk_full_prepare: fetches the map and makes the stream, once for all who
- * want it.  EIO, ETIMEDOUT; EFBIG: a disk of more than 1 PiB.
- * @disk: of a backup that lives until @done
- */
-void be_disk_full_prepare(const BeDisk *disk, BeDone done, gpointer user);
-
-/**
- * be_disk_incremental: what changed on the disk since its base, as a qcow2 image
- * with disk->backing_name as its backing file: only the clusters that changed, those
- * that are nothing but zeroes now as zero clusters.  Of a disk without a base it is
- * be_disk_full().
- * Returns: as be_disk_full().
- */
-BeStream *be_disk_incremental(const BeDisk *disk);
-
-/**
- * be_disk_incremental_prepare: fetches both maps and makes the stream, once for all
- * who want it.  EIO, ETIMEDOUT; EFBIG as be_disk_full_prepare(); ENAMETOOLONG: the
- * backing name has more than 1023 bytes; EUCLEAN: the host does not say what changed,
- * so that no increment can be trusted.
- * @disk: of a backup that lives until @done
- */
-void be_disk_incremental_prepare(const BeDisk *disk, BeDone done, gpointer user);
-
-/**
- * be_disk_dirty_map_fetch: what changed on the disk since its base as JSON: an array
- * of objects with "start", "length" (bytes), "dirty" and "zero" (reads as zeroes now),
- * which together are the disk.  Errors as be_disk_incremental_prepare(); EFBIG: a text
- * of more than 64 MiB.
- */
-void be_disk_dirty_map_fetch(const BeDisk *disk, BeTextDone done, gpointer user);
-
 /* ---- A process of its own ------------------------------------------------- */
 
 /**
@@ -594,3 +485,4 @@ void be_disk_dirty_map_fetch(const BeDisk *disk, BeTextDone done, gpointer user)
 int be_holder_main(int argc, char **argv);
 
 #include "backend/backend-objects.h"
+#include "backend/backend-streams.h"

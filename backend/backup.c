@@ -20,6 +20,7 @@
 struct BeBackups {
     GMutex lock;
     GPtrArray *list;           /* of Backup, oldest first; guarded by lock */
+    guint64 bytes_before;      /* that were read of backups that ended; guarded by lock */
     GPtrArray *orphans;        /* of Backup, of the journal, fate unknown; guarded by lock */
 };
 
@@ -60,6 +61,7 @@ Backup *backup_new(Be *be, const char *id, const char *name, const char *domain_
     g_mutex_init(&backup->lock);
     g_cond_init(&backup->released_cond);
     backup->be = be;
+    backup->rate = be_rate_new(0);
     backup->pub.id = g_strdup(id);
     backup->pub.name = g_strdup(name);
     backup->pub.domain_uuid = g_strdup(domain_uuid);
@@ -99,6 +101,7 @@ void be_backup_unref(BeBackup *pub)
     g_free(pub->domain_name);
     g_free(pub->domain_xml);
     g_free(pub->backup_xml);
+    be_rate_unref(backup->rate);
     g_free(backup->run_path);
     g_free(backup->scratch_path);
     g_free(backup->socket);
@@ -157,34 +160,6 @@ void backup_notify(Backup *backup, BeEventKind kind, int errnum, const char *tex
     be_notify(backup->be, &event);
 }
 
-static void total_bytes(const Backup *backup, guint64 *ret_size, guint64 *ret_read)
-{
-    *ret_size = *ret_read = 0;
-    for (guint i = 0; i < backup->pub.disks->len; i++) {
-        const BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
-
-        *ret_size += disk->size;
-        *ret_read += be_disk_bytes_read(disk);
-    }
-}
-
-void be_backup_job_print(BeBackup *pub, GString *out)
-{
-    BeBackupState state = be_backup_state(pub, NULL);
-    guint64 size, bytes;
-
-    total_bytes((Backup *)pub, &size, &bytes);
-    g_string_append_printf(out, "kind: backup\nobject: backups/%s\nstate: %s\n", pub->name,
-                           be_backup_state_name(state));
-    if (pub->frozen_us) {
-        g_string_append_printf(out, "frozen-ms: %" G_GINT64_FORMAT "\n", pub->frozen_us / 1000);
-    }
-    g_string_append_printf(out, "bytes-read: %" G_GUINT64_FORMAT "\n", bytes);
-    g_string_append_printf(out, "bytes-total: %" G_GUINT64_FORMAT "\n", size);
-    g_string_append_printf(out, "percent: %.1f\n",
-                           size ? MIN(100.0, 100.0 * (double)bytes / (double)size) : 100.0);
-}
-
 /* ---- The list -------------------------------------------------------------------- */
 
 static void unref_backup(gpointer backup)
@@ -215,6 +190,9 @@ void be_backups_free(BeBackups *backups)
 
 void be_backups_list(Be *be, Backup *backup)
 {
+    for (guint i = 0; i < backup->pub.disks->len; i++) {
+        be_disk_set_rate(g_ptr_array_index(backup->pub.disks, i), backup->rate);
+    }
     g_mutex_lock(&be->backups->lock);
     g_ptr_array_add(be->backups->list, be_backup_ref(&backup->pub));
     g_mutex_unlock(&be->backups->lock);
@@ -227,6 +205,7 @@ void be_backups_unlist(Be *be, Backup *backup)
     g_mutex_lock(&be->backups->lock);
     be_backup_ref(&backup->pub);
     listed = g_ptr_array_remove(be->backups->list, backup);
+    be->backups->bytes_before += listed ? backup_progress(backup).bytes : 0;
     g_mutex_unlock(&be->backups->lock);
     be_backup_unref(&backup->pub);
     if (!listed) {
@@ -288,16 +267,20 @@ Backup *be_backups_in_the_way(Be *be, const char *uuid)
 void be_backups_print(Be *be, GString *out)
 {
     g_autoptr(GPtrArray) backups = copy_list(be, NULL);
-    guint64 bytes = 0;
+    guint64 bytes, rate = 0;
 
+    g_mutex_lock(&be->backups->lock);
+    bytes = be->backups->bytes_before;
+    g_mutex_unlock(&be->backups->lock);
     for (guint i = 0; i < backups->len; i++) {
-        guint64 size, read;
+        BackupProgress progress = backup_progress(g_ptr_array_index(backups, i));
 
-        total_bytes(g_ptr_array_index(backups, i), &size, &read);
-        bytes += read;
+        bytes += progress.bytes;
+        rate += progress.rate;
     }
     g_string_append_printf(out, "backups: %u\n", backups->len);
     g_string_append_printf(out, "bytes-read: %" G_GUINT64_FORMAT "\n", bytes);
+    g_string_append_printf(out, "bytes-per-second: %" G_GUINT64_FORMAT "\n", rate);
 }
 
 /* ---- Still there? ------------------------------------------------------------------ */

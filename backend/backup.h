@@ -9,6 +9,7 @@
 #include "backend/job.h"
 #include "backend/paused.h"
 #include "backend/private.h"
+#include "backend/stream.h"
 #include "backend/xml.h"
 
 typedef struct BeOffline BeOffline;
@@ -35,6 +36,8 @@ typedef struct {
     gint scratch_full;         /* atomic: it failed for lack of scratch space */
     BeOffline *offline;        /* its locks; whoever releases, else NULL */
     BePaused *paused;          /* the machine it holds; whoever releases, else NULL */
+
+    BeRate *rate;              /* for all streams and views of it */
 
     GMutex lock;
     GCond released_cond;
@@ -120,6 +123,18 @@ void backup_set_state(Backup *backup, BeBackupState state, const char *reason);
  */
 gboolean backup_change_state(Backup *backup, BeBackupState from, BeBackupState to,
                              const char *reason);
+
+/**
+ * BackupProgress: how far the reading of a backup is.
+ */
+typedef struct {
+    guint64 size;              /* of all disks, bytes */
+    guint64 bytes;             /* read by anybody, holes too */
+    guint64 rate;              /* bytes per second, lately */
+    double done;               /* 0 to 1: of each disk the image that was read farthest */
+} BackupProgress;
+
+BackupProgress backup_progress(const Backup *backup);
 
 /**
  * backup_fail: a running backup is no good any more: readers get EIO, `state`

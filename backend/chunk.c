@@ -256,6 +256,22 @@ void be_chunk_due_locked(BeStream *stream, gint64 now_us)
     }
 }
 
+/* In their order; the rate counts from now on. */
+void be_chunk_throttle_again_locked(BeStream *stream)
+{
+    gint64 now_us = g_get_monotonic_time();
+
+    for (GList *link = stream->throttled.head; link; link = link->next) {
+        BeChunk *chunk = link->data;
+
+        chunk->due_us =
+            stream->rate ? be_rate_reserve(stream->rate, chunk->transfer.length, now_us) : now_us;
+    }
+    if (stream->throttled.length > 0) {
+        be_clock_kick(0);
+    }
+}
+
 void be_chunk_unthrottle_locked(BeStream *stream)
 {
     BeChunk *chunk;

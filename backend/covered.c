@@ -124,3 +124,18 @@ gboolean be_covered_all(const BeCovered *covered, guint64 start, guint64 end,
     }
     return TRUE;
 }
+
+guint64 be_covered_bytes(const BeCovered *covered, guint64 start, guint64 end)
+{
+    guint64 bytes = 0;
+
+    for (guint i = first_behind(covered, start); i < covered->ranges->len; i++) {
+        const Range *range = range_at(covered, i);
+
+        if (range->start >= end) {
+            break;
+        }
+        bytes += MIN(range->end, end) - MAX(range->start, start);
+    }
+    return bytes;
+}

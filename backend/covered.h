@@ -33,6 +33,11 @@ gboolean be_covered_all(const BeCovered *covered, guint64 start, guint64 end,
                         const BeExtents *holes);
 
 /**
+ * be_covered_bytes: how many bytes from @start to @end were seen.
+ */
+guint64 be_covered_bytes(const BeCovered *covered, guint64 start, guint64 end);
+
+/**
  * be_covered_count: ranges in the set.
  */
 guint be_covered_count(const BeCovered *covered);

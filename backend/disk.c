@@ -8,6 +8,16 @@
 
 #include "backend/view-qcow2.h"
 
+/* The stream of the disk and those of its views, as far as there are any. */
+#define STREAMS 3
+
+static void streams_of(const BeDisk *disk, BeStream *ret_streams[STREAMS])
+{
+    ret_streams[0] = disk->stream;
+    ret_streams[1] = be_view_stream(disk->full);
+    ret_streams[2] = be_view_stream(disk->incremental);
+}
+
 BeDisk *be_disk_new(const char *target, guint64 size, guint64 allocated, BeStream *stream)
 {
     BeDisk *disk = g_new0(BeDisk, 1);
@@ -66,18 +76,76 @@ void be_disk_close(const BeDisk *disk)
 
 guint64 be_disk_bytes_read(const BeDisk *disk)
 {
-    return (disk->stream ? be_stream_bytes_read(disk->stream) : 0)
-           + be_view_bytes_read(disk->full) + be_view_bytes_read(disk->incremental);
+    BeStream *streams[STREAMS];
+    guint64 bytes = 0;
+
+    streams_of(disk, streams);
+    for (guint i = 0; i < STREAMS; i++) {
+        bytes += streams[i] ? be_stream_bytes_read(streams[i]) : 0;
+    }
+    return bytes;
+}
+
+guint64 be_disk_read_rate(const BeDisk *disk)
+{
+    BeStream *streams[STREAMS];
+    guint64 rate = 0;
+
+    streams_of(disk, streams);
+    for (guint i = 0; i < STREAMS; i++) {
+        rate += streams[i] ? be_stream_read_rate(streams[i]) : 0;
+    }
+    return rate;
+}
+
+double be_disk_progress(const BeDisk *disk)
+{
+    BeStream *streams[STREAMS];
+    double progress = 0;
+
+    streams_of(disk, streams);
+    for (guint i = 0; i < STREAMS; i++) {
+        progress = MAX(progress, streams[i] ? be_stream_progress(streams[i]) : 0);
+    }
+    return progress;
+}
+
+/* A view takes over the rate of the disk's stream when it is made. */
+void be_disk_set_rate(const BeDisk *disk, BeRate *rate)
+{
+    BeStream *streams[STREAMS];
+
+    if (disk->stream) {
+        be_stream_set_rate(disk->stream, rate);
+    }
+    streams_of(disk, streams);
+    for (guint i = 1; i < STREAMS; i++) {
+        if (streams[i]) {
+            be_stream_set_rate(streams[i], rate);
+        }
+    }
 }
 
 guint be_disk_readers(const BeDisk *disk)
 {
-    return (disk->stream ? be_stream_readers(disk->stream) : 0) + be_view_readers(disk->full)
-           + be_view_readers(disk->incremental);
+    BeStream *streams[STREAMS];
+    guint readers = 0;
+
+    streams_of(disk, streams);
+    for (guint i = 0; i < STREAMS; i++) {
+        readers += streams[i] ? be_stream_readers(streams[i]) : 0;
+    }
+    return readers;
 }
 
 gboolean be_disk_was_taken(const BeDisk *disk)
 {
-    return (disk->stream && be_stream_was_read_whole(disk->stream))
-           || be_view_was_read_whole(disk->full) || be_view_was_read_whole(disk->incremental);
+    BeStream *streams[STREAMS];
+    gboolean taken = FALSE;
+
+    streams_of(disk, streams);
+    for (guint i = 0; i < STREAMS; i++) {
+        taken = taken || (streams[i] && be_stream_was_read_whole(streams[i]));
+    }
+    return taken;
 }

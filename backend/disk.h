@@ -45,6 +45,22 @@ void be_disk_close(const BeDisk *disk);
 guint64 be_disk_bytes_read(const BeDisk *disk);
 
 /**
+ * be_disk_read_rate: bytes per second handed to readers lately, by stream and views.
+ */
+guint64 be_disk_read_rate(const BeDisk *disk);
+
+/**
+ * be_disk_progress: which part of the image that was read farthest was read: 0 to 1.
+ */
+double be_disk_progress(const BeDisk *disk);
+
+/**
+ * be_disk_set_rate: as be_stream_set_rate() for the stream and all views, those that
+ * come later too; also after be_rate_set(), for what waits under the old limit.
+ */
+void be_disk_set_rate(const BeDisk *disk, BeRate *rate);
+
+/**
  * be_disk_readers: how many readers have the stream or a view open.
  */
 guint be_disk_readers(const BeDisk *disk);

@@ -100,7 +100,7 @@ void be_nbd_handle_learn(NbdSource *source, struct nbd_handle *handle)
         nbd_can_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
     source->can_dirty = source->dirty_context
                         && nbd_can_meta_context(handle, source->dirty_context) == 1;
-    source->conns_max = source->multi_conn ? NBD_CONNECTIONS : 1;
+    source->conns_max = 1;
 }
 
 gboolean be_nbd_handle_is_dead(struct nbd_handle *handle)
@@ -210,34 +210,19 @@ void be_nbd_direct_add(NbdSource *source, struct nbd_handle *handle)
     *direct = (NbdDirect){.handle = handle, .buffer = buffer};
     g_mutex_lock(&source->lock);
     g_queue_push_head(&source->idle, direct);
-    source->directs++;
     g_mutex_unlock(&source->lock);
 }
 
-/* The last used comes first: its memory is warm.  NULL: all are busy; the poller
- * makes one more, for another time. */
+/* The last used comes first: its memory is warm.  NULL: all are busy, or gone. */
 static NbdDirect *direct_take(NbdSource *source)
 {
-    NbdDirect *direct;
-    gboolean wanted = FALSE;
+    NbdDirect *direct = NULL;
 
-    if (!source->multi_conn) {
-        return NULL;
-    }
     g_mutex_lock(&source->lock);
-    if (g_get_monotonic_time() < source->direct_after_us) {
-        g_mutex_unlock(&source->lock);
-        return NULL;
-    }
-    direct = g_queue_pop_head(&source->idle);
-    if (!direct && source->directs < NBD_DIRECT && !source->direct_wanted) {
-        wanted = TRUE;
-        source->direct_wanted = TRUE;
+    if (g_get_monotonic_time() >= source->direct_after_us) {
+        direct = g_queue_pop_head(&source->idle);
     }
     g_mutex_unlock(&source->lock);
-    if (wanted) {
-        be_nbd_kick(source);
-    }
     return direct;
 }
 
@@ -251,16 +236,13 @@ static void direct_pause(NbdSource *source)
 
 static void direct_give_back(NbdSource *source, NbdDirect *direct, gboolean usable)
 {
-    g_mutex_lock(&source->lock);
-    if (usable) {
-        g_queue_push_head(&source->idle, direct);
-    } else {
-        source->directs--;
-    }
-    g_mutex_unlock(&source->lock);
     if (!usable) {
         be_nbd_direct_free(direct);
+        return;
     }
+    g_mutex_lock(&source->lock);
+    g_queue_push_head(&source->idle, direct);
+    g_mutex_unlock(&source->lock);
 }
 
 gboolean be_nbd_read_now(gpointer data, guint64 offset, guint32 length, gint64 timeout_us,

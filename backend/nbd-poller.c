@@ -8,8 +8,9 @@
  * when libnbd has been left, so it may submit the next transfer.
  *
  * A transfer that was under way on a connection that got lost is sent once more.
- * When no connection is left, one new one is tried; if that cannot be had
- * everything fails, until a transfer comes a second later.
+ * When no connection is left, new ones are tried; if none can be had everything
+ * fails, until a transfer comes a second later.  No other connection is made here:
+ * QEMU 7.2 can hang when its server is stopped while somebody connects.
  */
 #include "backend/nbd-priv.h"
 
@@ -94,7 +95,7 @@ static gboolean conn_start(NbdSource *source, NbdConn *conn)
 {
     g_autoptr(GError) error = NULL;
 
-    conn->handle = be_nbd_handle_new(source, conn == &source->direct, &error);
+    conn->handle = be_nbd_handle_new(source, FALSE, &error);
     if (!conn->handle) {
         g_debug("nbd: %s", error->message);
         return FALSE;
@@ -152,13 +153,6 @@ static void conn_lost(NbdSource *source, NbdConn *conn)
     guint ready = 0;
 
     conn_lose(source, conn);
-    if (conn == &source->direct) {
-        source->direct_retry_us = g_get_monotonic_time() + NBD_RETRY_US;
-        g_mutex_lock(&source->lock);
-        source->direct_wanted = FALSE;
-        g_mutex_unlock(&source->lock);
-        return;
-    }
     for (guint i = 0; i < NBD_CONNECTIONS; i++) {
         ready += source->conns[i].state == NBD_CONN_READY;
     }
@@ -176,16 +170,8 @@ static void conn_connected(NbdSource *source, NbdConn *conn)
         conn_lost(source, conn);
         return;
     }
-    if (conn != &source->direct) {
-        conn->state = NBD_CONN_READY;
-        source->retry_us = 0;
-        return;
-    }
-    be_nbd_direct_add(source, g_steal_pointer(&conn->handle));
-    conn->state = NBD_CONN_NONE;
-    g_mutex_lock(&source->lock);
-    source->direct_wanted = FALSE;
-    g_mutex_unlock(&source->lock);
+    conn->state = NBD_CONN_READY;
+    source->retry_us = 0;
 }
 
 static void conn_event(NbdSource *source, NbdConn *conn, short revents)
@@ -239,19 +225,24 @@ static void revive(NbdSource *source)
 {
     g_autoptr(GError) error = NULL;
     gint64 now_us = g_get_monotonic_time();
+    guint started = 0;
 
     if (now_us >= source->retry_us) {
         source->retry_us = now_us + NBD_RETRY_US;
-        if (be_nbd_prepare(source, &error) && conn_start(source, &source->conns[0])) {
-            return;
+        if (be_nbd_prepare(source, &error)) {
+            while (started < source->conns_max && conn_start(source, &source->conns[started])) {
+                started++;
+            }
         }
     }
-    waiting_fail(source);
+    if (started == 0) {
+        waiting_fail(source);
+    }
 }
 
 static void assign(NbdSource *source)
 {
-    NbdConn *best = NULL;
+    NbdConn *best;
 
     while (source->waiting.length > 0) {
         best = conn_find(source, NBD_CONN_READY);
@@ -264,26 +255,8 @@ static void assign(NbdSource *source)
             conn_lost(source, best);
         }
     }
-    best = conn_find(source, NBD_CONN_READY);
-    if (best && best->flying.length >= NBD_CROWDED && conns_count(source) < source->conns_max
-        && !conn_find(source, NBD_CONN_CONNECTING)
-        && !conn_start(source, conn_find(source, NBD_CONN_NONE))) {
-        source->conns_max = conns_count(source);
-    }
     if (source->waiting.length > 0 && conns_count(source) == 0) {
         revive(source);
-    }
-}
-
-static void direct_make(NbdSource *source, gboolean wanted)
-{
-    if (!wanted || source->direct.state != NBD_CONN_NONE) {
-        return;
-    }
-    if (g_get_monotonic_time() < source->direct_retry_us || !conn_start(source, &source->direct)) {
-        g_mutex_lock(&source->lock);
-        source->direct_wanted = FALSE;
-        g_mutex_unlock(&source->lock);
     }
 }
 
@@ -292,7 +265,6 @@ static void direct_make(NbdSource *source, gboolean wanted)
 /* Returns: FALSE when it is time to go. */
 static gboolean take_submitted(NbdSource *source)
 {
-    gboolean direct_wanted;
     gboolean stopping;
     GList *link;
 
@@ -301,7 +273,6 @@ static gboolean take_submitted(NbdSource *source)
     while ((link = g_queue_pop_head_link(&source->submitted))) {
         g_queue_push_tail_link(&source->waiting, link);
     }
-    direct_wanted = source->direct_wanted;
     stopping = source->stopping;
     g_mutex_unlock(&source->lock);
     if (is_cancelled(source)) {
@@ -310,12 +281,7 @@ static gboolean take_submitted(NbdSource *source)
                 conn_lose(source, &source->conns[i]);
             }
         }
-        if (source->direct.handle) {
-            conn_lose(source, &source->direct);
-        }
         waiting_fail(source);
-    } else {
-        direct_make(source, direct_wanted);
     }
     return !stopping;
 }
@@ -351,12 +317,12 @@ static int poll_timeout(NbdConn *const *conns, guint count)
 
 static void wait_and_notify(NbdSource *source)
 {
-    struct pollfd fds[NBD_CONNECTIONS + 2] = {{.fd = source->kick_fd, .events = POLLIN}};
-    NbdConn *conns[NBD_CONNECTIONS + 1];
+    struct pollfd fds[NBD_CONNECTIONS + 1] = {{.fd = source->kick_fd, .events = POLLIN}};
+    NbdConn *conns[NBD_CONNECTIONS];
     guint count = 0;
 
-    for (guint i = 0; i <= NBD_CONNECTIONS; i++) {
-        NbdConn *conn = i < NBD_CONNECTIONS ? &source->conns[i] : &source->direct;
+    for (guint i = 0; i < NBD_CONNECTIONS; i++) {
+        NbdConn *conn = &source->conns[i];
 
         if (conn->handle) {
             conns[count++] = conn;

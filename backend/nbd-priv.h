@@ -21,8 +21,9 @@
 /* Requests in flight on a connection; QEMU looks at 16 at a time. */
 #define NBD_FLIGHT 16
 
-/* One more connection is worth while from this many requests on each. */
-#define NBD_CROWDED 4
+/* The connections after the first are waited for no longer than this: a server may
+ * allow fewer than we would like, and say so by saying nothing. */
+#define NBD_MORE_US (2 * G_USEC_PER_SEC)
 
 /* A dead server is asked again after this. */
 #define NBD_RETRY_US G_USEC_PER_SEC
@@ -83,18 +84,14 @@ typedef struct {
     gboolean sleeping;         /* the poller wants a kick */
     gboolean stopping;
     GQueue idle;               /* of NbdDirect */
-    guint directs;             /* idle or in use */
-    gboolean direct_wanted;    /* the poller is to make one more */
     gint64 direct_after_us;    /* monotonic; no read_now() before; guarded by lock */
 
     /* of the poller; before it runs, of open() */
     char *socket;
     NbdConn conns[NBD_CONNECTIONS];
     guint conns_max;
-    NbdConn direct;            /* the one being made */
     GQueue waiting;            /* of BeTransfer, for a connection */
     gint64 retry_us;           /* no reconnection before */
-    gint64 direct_retry_us;
 } NbdSource;
 
 /**
@@ -141,7 +138,7 @@ int be_nbd_handle_wait(NbdSource *source, struct nbd_handle *handle, gint64 cook
 gboolean be_nbd_read_now(gpointer source, guint64 offset, guint32 length, gint64 timeout_us,
                          BeSourceNow sink, gpointer user);
 
-/* Takes over a connected handle for read_now(). */
+/* Takes over a connected handle for read_now(); in open(). */
 void be_nbd_direct_add(NbdSource *source, struct nbd_handle *handle);
 void be_nbd_direct_free(NbdDirect *direct);
 

@@ -38,10 +38,18 @@ static void source_cancel(gpointer data)
     kick_fd(source->kick_fd);
 }
 
+static void disconnect_direct(NbdSource *source)
+{
+    NbdDirect *direct;
+
+    while ((direct = g_queue_pop_head(&source->idle))) {
+        be_nbd_direct_free(direct);
+    }
+}
+
 static void source_close(gpointer data)
 {
     NbdSource *source = data;
-    NbdDirect *direct;
 
     if (source->poller) {
         g_mutex_lock(&source->lock);
@@ -50,9 +58,7 @@ static void source_close(gpointer data)
         be_nbd_kick(source);
         g_thread_join(source->poller);
     }
-    while ((direct = g_queue_pop_head(&source->idle))) {
-        be_nbd_direct_free(direct);
-    }
+    disconnect_direct(source);
     if (source->prepare_destroy) {
         source->prepare_destroy(source->prepare_user);
     }
@@ -94,6 +100,52 @@ static struct nbd_handle *connect_first(NbdSource *source, GError **error)
     return NULL;
 }
 
+/* There is no poller. */
+static void disconnect(NbdSource *source)
+{
+    for (guint i = 0; i < NBD_CONNECTIONS; i++) {
+        nbd_close(g_steal_pointer(&source->conns[i].handle));
+        source->conns[i].state = NBD_CONN_NONE;
+    }
+    disconnect_direct(source);
+}
+
+/*
+ * All the connections there will ever be, at once: those of the poller, then those
+ * for small reads.  The first that cannot be had ends it.
+ */
+static void connect_more(NbdSource *source)
+{
+    struct nbd_handle *handles[NBD_CONNECTIONS - 1 + NBD_DIRECT];
+    gint64 deadline_us = g_get_monotonic_time() + MIN(source->timeout_us, NBD_MORE_US);
+    guint started = 0;
+    guint i;
+
+    while (started < G_N_ELEMENTS(handles)) {
+        handles[started] = be_nbd_handle_new(source, started >= NBD_CONNECTIONS - 1, NULL);
+        if (!handles[started]) {
+            break;
+        }
+        started++;
+    }
+    for (i = 0; i < started; i++) {
+        if (be_nbd_handle_wait(source, handles[i], 0, deadline_us) != 0
+            || !be_nbd_handle_check(source, handles[i], NULL)) {
+            break;
+        }
+        if (i < NBD_CONNECTIONS - 1) {
+            source->conns[i + 1].handle = handles[i];
+            source->conns[i + 1].state = NBD_CONN_READY;
+            source->conns_max++;
+        } else {
+            be_nbd_direct_add(source, handles[i]);
+        }
+    }
+    for (; i < started; i++) {
+        nbd_close(handles[i]);
+    }
+}
+
 static gboolean source_open(gpointer data, gint64 timeout_us, BeSourceLimits *ret_limits,
                             GError **error)
 {
@@ -115,10 +167,12 @@ static gboolean source_open(gpointer data, gint64 timeout_us, BeSourceLimits *re
     be_nbd_handle_learn(source, handle);
     source->conns[0].handle = handle;
     source->conns[0].state = NBD_CONN_READY;
+    if (source->multi_conn) {
+        connect_more(source);
+    }
     source->poller = g_thread_try_new("nbd-poller", be_nbd_poller_run, source, error);
     if (!source->poller) {
-        nbd_close(g_steal_pointer(&source->conns[0].handle));
-        source->conns[0].state = NBD_CONN_NONE;
+        disconnect(source);
         return FALSE;
     }
     *ret_limits = source->limits;

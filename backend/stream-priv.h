@@ -15,6 +15,7 @@
 #pragma once
 
 #include "backend/covered.h"
+#include "backend/meter.h"
 #include "backend/stream.h"
 
 /* A request of 256 KiB is as fast as one of 1 MiB and leaves the caches cool. */
@@ -87,6 +88,7 @@ struct BeStream {
     GQueue throttled;          /* of BeChunk, in the order of due_us */
     guint64 bytes_read;
     guint64 bytes_fetched;
+    BeMeter meter;             /* of bytes_read */
     gboolean was_opened;       /* there was a reader */
     BeCovered *delivered;      /* what readers were given */
     guint64 whole_start;       /* what they have to be given: be_stream_was_read_whole() */
@@ -175,6 +177,9 @@ void be_stream_busy_end_locked(BeStream *stream);
 /* A reader got these bytes. */
 void be_stream_delivered_locked(BeStream *stream, guint64 offset, guint64 length);
 
+/* Has @stream limited by what limits @other now. */
+void be_stream_share_rate(BeStream *stream, BeStream *other);
+
 /* Only these bytes count for be_stream_was_read_whole(); before the first reader. */
 void be_stream_set_essence(BeStream *stream, guint64 start, guint64 end);
 
@@ -250,6 +255,9 @@ void be_chunk_abandon_locked(BeReader *reader);
 
 /* Submits the throttled chunks whose time has come. */
 void be_chunk_due_locked(BeStream *stream, gint64 now_us);
+
+/* Finds out anew when the throttled chunks may start. */
+void be_chunk_throttle_again_locked(BeStream *stream);
 
 /* Drops the throttled chunks; the reads that wanted them have ended. */
 void be_chunk_unthrottle_locked(BeStream *stream);

@@ -165,6 +165,7 @@ void be_stream_delivered_locked(BeStream *stream, guint64 offset, guint64 length
     guint64 data;
 
     stream->bytes_read += length;
+    be_meter_add(&stream->meter, g_get_monotonic_time(), length);
     if (stream->map && be_extents_next(stream->map, end, TRUE, &data) == BE_NEXT_FOUND) {
         end = data;
     }
@@ -177,16 +178,47 @@ void be_stream_set_essence(BeStream *stream, guint64 start, guint64 end)
     stream->whole_end = end;
 }
 
+static gboolean is_whole_locked(const BeStream *stream)
+{
+    return stream->was_opened
+           && be_covered_all(stream->delivered, stream->whole_start, stream->whole_end,
+                             stream->map);
+}
+
 gboolean be_stream_was_read_whole(BeStream *stream)
 {
     gboolean whole;
 
     g_mutex_lock(&stream->lock);
-    whole = stream->was_opened
-            && be_covered_all(stream->delivered, stream->whole_start, stream->whole_end,
-                              stream->map);
+    whole = is_whole_locked(stream);
     g_mutex_unlock(&stream->lock);
     return whole;
+}
+
+double be_stream_progress(BeStream *stream)
+{
+    guint64 length = stream->whole_end - stream->whole_start;
+    double progress = 1;
+
+    g_mutex_lock(&stream->lock);
+    if (!is_whole_locked(stream)) {
+        guint64 bytes =
+            be_covered_bytes(stream->delivered, stream->whole_start, stream->whole_end);
+
+        progress = length ? MIN((double)bytes / (double)length, 0.999) : 0;
+    }
+    g_mutex_unlock(&stream->lock);
+    return progress;
+}
+
+guint64 be_stream_read_rate(BeStream *stream)
+{
+    guint64 rate;
+
+    g_mutex_lock(&stream->lock);
+    rate = be_meter_rate(&stream->meter, g_get_monotonic_time());
+    g_mutex_unlock(&stream->lock);
+    return rate;
 }
 
 guint be_stream_readers(BeStream *stream)
@@ -223,8 +255,20 @@ void be_stream_set_rate(BeStream *stream, BeRate *rate)
     g_mutex_lock(&stream->lock);
     old = stream->rate;
     stream->rate = rate ? be_rate_ref(rate) : NULL;
+    be_chunk_throttle_again_locked(stream);
     g_mutex_unlock(&stream->lock);
     be_rate_unref(old);
+}
+
+void be_stream_share_rate(BeStream *stream, BeStream *other)
+{
+    BeRate *rate;
+
+    g_mutex_lock(&other->lock);
+    rate = other->rate ? be_rate_ref(other->rate) : NULL;
+    g_mutex_unlock(&other->lock);
+    be_stream_set_rate(stream, rate);
+    be_rate_unref(rate);
 }
 
 /* ---- Callbacks ---- */
@@ -386,8 +430,10 @@ static void expire_locked(BeStream *stream, gint64 now_us, GQueue *ended)
     BeRead *read;
 
     while ((read = g_queue_peek_head(&stream->reads)) && read->deadline_us <= now_us) {
-        /* It is we who make it wait, not the server. */
-        if (be_read_is_throttled_locked(read)) {
+        /* It is we who make it wait, not the server: by the limit, or for a buffer that
+         * waits for the limit. */
+        if (be_read_is_throttled_locked(read)
+            || (read->state == BE_READ_WAITING && stream->throttled.length > 0)) {
             read->deadline_us = now_us + stream->timeout_us;
             g_queue_unlink(&stream->reads, &read->link);
             g_queue_push_tail_link(&stream->reads, &read->link);

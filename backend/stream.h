@@ -144,6 +144,17 @@ guint64 be_stream_bytes_read(BeStream *stream);
 guint64 be_stream_bytes_fetched(BeStream *stream);
 
 /**
+ * be_stream_read_rate: bytes per second handed to readers, the mean of the last few.
+ */
+guint64 be_stream_read_rate(BeStream *stream);
+
+/**
+ * be_stream_progress: which part of what be_stream_was_read_whole() asks for was
+ * handed to readers: 0 to 1; 1 exactly when that is TRUE.
+ */
+double be_stream_progress(BeStream *stream);
+
+/**
  * be_stream_was_read_whole: whether everything in it was given to readers without
  * an error: each byte at least once, by anybody, in any order.  What the map calls
  * zero counts as read, as it is skipped by SEEK_DATA; but somebody must have opened
@@ -177,7 +188,8 @@ void be_rate_set(BeRate *rate, guint64 bytes_per_second);
 guint64 be_rate_get(BeRate *rate);
 
 /**
- * be_stream_set_rate: limits what is fetched from the source.
+ * be_stream_set_rate: limits what is fetched from the source.  Also to be called when
+ * @rate was changed by be_rate_set(), so that what waits, waits no longer than it has to.
  * @rate: NULL: not limited
  */
 void be_stream_set_rate(BeStream *stream, BeRate *rate);

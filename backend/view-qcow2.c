@@ -315,6 +315,7 @@ static BeStream *stream_new(BeStream *disk, BeQcow2Layout *layout)
     stream = be_stream_new(size, size, &qcow2_ops, source);
     be_qcow2_layout_essence(layout, &essence_start, &essence_end);
     be_stream_set_essence(stream, essence_start, essence_end);
+    be_stream_share_rate(stream, disk);
     return stream;
 }
 
@@ -338,7 +339,7 @@ void be_view_free(BeView *view)
     g_free(view);
 }
 
-static BeStream *view_stream(BeView *view)
+BeStream *be_view_stream(BeView *view)
 {
     BeStream *stream;
 
@@ -397,7 +398,7 @@ static void map_ready(BeStream *disk, const BeExtents *map, int errnum, gpointer
 
     if (!map) {
         be_error_set_errno(&error, errnum, "the map of the disk cannot be had");
-    } else if (!view_stream(preparation->view)) {
+    } else if (!be_view_stream(preparation->view)) {
         layout = be_qcow2_layout_new(map, be_stream_size(disk), &error);
         if (layout) {
             take_layout(preparation->view, disk, layout, &error);
@@ -413,7 +414,7 @@ void be_disk_full_prepare(const BeDisk *disk, BeDone done, gpointer user)
 
 BeStream *be_disk_full(const BeDisk *disk)
 {
-    return view_stream(disk->full);
+    return be_view_stream(disk->full);
 }
 
 /* ---- The incremental image ---- */
@@ -438,7 +439,7 @@ static void dirty_ready(BeStream *stream, const BeExtents *map, const BeExtents 
 
     if (!dirty) {
         be_error_set_errno(&error, errnum, "what changed on the disk cannot be found out");
-    } else if (!view_stream(preparation->view)) {
+    } else if (!be_view_stream(preparation->view)) {
         BeQcow2Increment increment = {.map = map, .dirty = dirty, .size = be_stream_size(stream),
                                       .block_min = block_min(stream),
                                       .backing_name = disk->backing_name,
@@ -464,31 +465,10 @@ void be_disk_incremental_prepare(const BeDisk *disk, BeDone done, gpointer user)
 
 BeStream *be_disk_incremental(const BeDisk *disk)
 {
-    return view_stream(disk->backing_name ? disk->incremental : disk->full);
+    return be_view_stream(disk->backing_name ? disk->incremental : disk->full);
 }
 
 /* ---- Life ---- */
-
-guint64 be_view_bytes_read(BeView *view)
-{
-    BeStream *stream = view_stream(view);
-
-    return stream ? be_stream_bytes_read(stream) : 0;
-}
-
-guint be_view_readers(BeView *view)
-{
-    BeStream *stream = view_stream(view);
-
-    return stream ? be_stream_readers(stream) : 0;
-}
-
-gboolean be_view_was_read_whole(BeView *view)
-{
-    BeStream *stream = view_stream(view);
-
-    return stream && be_stream_was_read_whole(stream);
-}
 
 static BeStream *set_closed(BeView *view)
 {

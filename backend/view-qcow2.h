@@ -18,19 +18,10 @@ BeView *be_view_new(void);
 void be_view_free(BeView *view);
 
 /**
- * be_view_bytes_read: as be_stream_bytes_read(); 0 when there is no stream.
+ * be_view_stream: Returns: (transfer none): valid as long as the view; NULL when
+ * nobody wanted it yet.
  */
-guint64 be_view_bytes_read(BeView *view);
-
-/**
- * be_view_readers: as be_stream_readers(); 0 when there is no stream.
- */
-guint be_view_readers(BeView *view);
-
-/**
- * be_view_was_read_whole: as be_stream_was_read_whole(); FALSE when there is no stream.
- */
-gboolean be_view_was_read_whole(BeView *view);
+BeStream *be_view_stream(BeView *view);
 
 /**
  * be_view_fail, be_view_close: as be_stream_fail() and be_stream_close() for

@@ -247,9 +247,54 @@ static BeJob *run_end(const FsAct *act, const FsCommand *command, GError **error
     return be_backup_end(act->be, act->item->data, act->done, act->user);
 }
 
+/* A number of bytes, with K, M, G or T (powers of 1024) behind it or without. */
+static gboolean parse_bytes(const char *text, guint64 *ret_bytes)
+{
+    static const char units[] = "KMGT";
+    const char *unit;
+    char *end;
+    guint64 value;
+    guint shift;
+
+    if (!g_ascii_isdigit(*text)) {
+        return FALSE;
+    }
+    errno = 0;
+    value = g_ascii_strtoull(text, &end, 10);
+    if (errno) {
+        return FALSE;
+    }
+    if (*end) {
+        unit = strchr(units, g_ascii_toupper(*end));
+        shift = unit ? 10 * (guint)(unit - units + 1) : 0;
+        if (!unit || end[1] || value > (guint64)G_MAXINT64 >> shift) {
+            return FALSE;
+        }
+        value <<= shift;
+    }
+    *ret_bytes = value;
+    return value <= G_MAXINT64;
+}
+
+static BeJob *run_rate(const FsAct *act, const FsCommand *command, GError **error)
+{
+    const char *word = g_ptr_array_index(command->words, 0);
+    guint64 bytes;
+
+    if (!parse_bytes(word, &bytes)) {
+        g_set_error(error, BE_ERROR, EINVAL,
+                    "'%s' is no rate; a number of bytes per second, as 10M, or 0", word);
+        return NULL;
+    }
+    be_backup_set_rate(act->item->data, bytes, error);
+    return NULL;
+}
+
 const FsVerb fs_backup_verbs[] = {
     {"end", 0, 1, NULL, "end [force] [async]   end the backup, as rmdir; force: also under readers",
      run_end},
+    {"rate", 1, 1, NULL, "rate BYTES_PER_SECOND   read no faster, as 10M or 1G; 0: no limit",
+     run_rate},
     {NULL, 0, 0, NULL, NULL, NULL},
 };
 

@@ -109,7 +109,7 @@ static void read_all_ways(const char *arguments)
         assert_view(reader, call, offset, 4096);
     }
     assert_view(reader, call, size - 700, 4096);
-    g_assert_cmpuint(be_view_bytes_read(disk->full), >, size);
+    g_assert_cmpuint(be_disk_bytes_read(disk), >, size);
     be_reader_free(reader);
     disk_end(disk);
     server_stop(server);
