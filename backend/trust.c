@@ -303,11 +303,28 @@ static gboolean is_known(virDomainPtr domain, const char *name)
     return checkpoint != NULL;
 }
 
-static gboolean redefine(virDomainPtr domain, const BeTrustRecord *record, gboolean running)
+/*
+ * Its parent may have been deleted since: then it hangs on @before, the newest older
+ * one that there is.
+ */
+static char *xml_to_define(virDomainPtr domain, const BeTrustRecord *record, const char *before)
+{
+    g_autoptr(BeXmlCheckpoint) checkpoint = be_xml_checkpoint_parse(record->xml, NULL);
+
+    if (!checkpoint || !checkpoint->parent || is_known(domain, checkpoint->parent)) {
+        return g_strdup(record->xml);
+    }
+    return be_xml_checkpoint_with_parent(record->xml, before, NULL);
+}
+
+static gboolean redefine(virDomainPtr domain, const BeTrustRecord *record, const char *before,
+                         gboolean running)
 {
     unsigned flags = VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
                      | (running ? VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE : 0);
-    g_autoptr(Checkpoint) checkpoint = virDomainCheckpointCreateXML(domain, record->xml, flags);
+    g_autofree char *xml = xml_to_define(domain, record, before);
+    g_autoptr(Checkpoint) checkpoint =
+        xml ? virDomainCheckpointCreateXML(domain, xml, flags) : NULL;
 
     if (!checkpoint) {
         g_debug("checkpoint '%s' cannot be given back: %s", record->name,
@@ -320,19 +337,20 @@ guint be_trust_restore(Be *be, virDomainPtr domain, const BeXmlDomain *xml)
 {
     g_autoptr(GPtrArray) records = be_trust_records(be, xml->uuid);
     int active = virDomainIsActive(domain);
+    const char *before = NULL;
     guint restored = 0;
 
     for (guint i = 0; active >= 0 && i < records->len; i++) {
         BeTrustRecord *record = g_ptr_array_index(records, i);
+        gboolean known = is_known(domain, record->name);
         g_autofree char *why = NULL;
 
-        if (!record->xml || !record->taken || record->broken || is_known(domain, record->name)) {
-            continue;
+        if (!known && record->xml && record->taken && !record->broken) {
+            why = judge_disks(record, domain, xml, active == 1);
+            known = !why && redefine(domain, record, before, active == 1);
+            restored += known;
         }
-        why = judge_disks(record, domain, xml, active == 1);
-        if (!why && redefine(domain, record, active == 1)) {
-            restored++;
-        }
+        before = known ? record->name : before;
     }
     return restored;
 }

@@ -174,3 +174,24 @@ char *be_xml_checkpoint_without(const char *xml, const char *target, GError **er
     }
     return NULL;
 }
+
+char *be_xml_checkpoint_with_parent(const char *xml, const char *parent, GError **error)
+{
+    g_autoptr(xmlDoc) doc = xml_read_document(xml, "domaincheckpoint", error);
+    xmlNode *root = doc ? xmlDocGetRootElement(doc) : NULL;
+    xmlNode *old = xml_child(root, "parent");
+
+    if (!root) {
+        return NULL;
+    }
+    if (old) {
+        xmlUnlinkNode(old);
+        xmlFreeNode(old);
+    }
+    if (parent) {
+        xmlNode *node = xmlNewChild(root, NULL, (const xmlChar *)"parent", NULL);
+
+        xmlNewTextChild(node, NULL, (const xmlChar *)"name", (const xmlChar *)parent);
+    }
+    return xml_write_document(doc);
+}

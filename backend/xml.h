@@ -260,6 +260,15 @@ const BeXmlCheckpointDisk *be_xml_checkpoint_disk(const BeXmlCheckpoint *checkpo
 char *be_xml_checkpoint_without(const char *xml, const char *target, GError **error);
 
 /**
+ * be_xml_checkpoint_with_parent: the same checkpoint with another parent, or none, to
+ * be defined again where the old one is gone: libvirt refuses an unknown one.
+ * @parent: (nullable)
+ *
+ * Returns: the XML, to be freed with g_free(); NULL: EFBIG, EIO.
+ */
+char *be_xml_checkpoint_with_parent(const char *xml, const char *parent, GError **error);
+
+/**
  * BeXmlBootDisk: a disk of a throw-away machine; the strings are the caller's.
  */
 typedef struct {

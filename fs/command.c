@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * command.c - parses control lines; see command.h.  Pure functions, fuzzed.
+ * command.c - parses control lines; see command.h.  Pure functions, fuzzed; any thread.
  */
 #include "fs/command.h"
 
 #include <errno.h>
 #include <string.h>
+
+/* Of its own, because a command is constant while it runs. */
+struct FsAnswer {
+    char *text;                /* atomic; set once */
+};
 
 void fs_command_free(FsCommand *command)
 {
@@ -14,7 +19,23 @@ void fs_command_free(FsCommand *command)
     }
     g_ptr_array_unref(command->words);
     g_hash_table_unref(command->options);
+    if (command->answer) {
+        g_free(command->answer->text);
+    }
+    g_free(command->answer);
     g_free(command);
+}
+
+void fs_command_answer(const FsCommand *command, char *text)
+{
+    if (!g_atomic_pointer_compare_and_exchange(&command->answer->text, NULL, text)) {
+        g_free(text);
+    }
+}
+
+const char *fs_command_text(const FsCommand *command)
+{
+    return g_atomic_pointer_get(&command->answer->text);
 }
 
 void fs_command_usage(const FsVerb *verbs, GString *out)
@@ -101,6 +122,7 @@ static FsCommand *command_of(const FsVerb *verb, int count, char **words, GError
 
     command->words = g_ptr_array_new_with_free_func(g_free);
     command->options = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    command->answer = g_new0(struct FsAnswer, 1);
     if (count > 1 && g_str_equal(words[count - 1], "async")) {
         command->async = TRUE;
         count--;

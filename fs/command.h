@@ -29,6 +29,12 @@ gboolean fs_command_parse(const char *data, gsize size, const FsVerb *verbs,
                           const FsVerb **ret_verb, FsCommand **ret_command, GError **error);
 
 /**
+ * fs_command_text: Returns: what fs_command_answer() was given, or NULL; owned by
+ * @command.  Any thread.
+ */
+const char *fs_command_text(const FsCommand *command);
+
+/**
  * fs_command_usage: appends one line for each verb.
  */
 void fs_command_usage(const FsVerb *verbs, GString *out);

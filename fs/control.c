@@ -57,7 +57,7 @@ static void remember(FsControl *control, int errnum, const char *text, GBytes *b
     if (errnum) {
         g_string_printf(control->outcome, "%s: %s\n", fs_errno_name(errnum), text);
     } else {
-        g_string_assign(control->outcome, "ok\n");
+        g_string_assign(control->outcome, *text ? text : "ok\n");
     }
     control->base = -1;
     g_clear_pointer(&control->failed, g_bytes_unref);
@@ -113,8 +113,9 @@ static void answer_command(FsReq *req, const GError *error)
 {
     const Running *running = req->data;
     int errnum = fs_error_errno(error);
+    const char *text = error ? error->message : fs_command_text(running->command);
 
-    remember(running->control, errnum, error ? error->message : "", running->bytes);
+    remember(running->control, errnum, text ? text : "", running->bytes);
     if (error) {
         fs_req_error(req, errnum);
     } else {

@@ -50,7 +50,15 @@ typedef struct {
     GPtrArray *words;          /* of char *, without the verb and the options */
     GHashTable *options;       /* key -> value */
     gboolean async;            /* the last word was "async" */
+    struct FsAnswer *answer;   /* see fs_command_answer() */
 } FsCommand;
+
+/**
+ * fs_command_answer: what a read of the control file gives instead of "ok", once the
+ * command has succeeded.  Any thread, before `done`, at most once.
+ * @text: (transfer full): ends in a newline
+ */
+void fs_command_answer(const FsCommand *command, char *text);
 
 /**
  * FsAct: where an action that was started ends.  @done is called once with

@@ -183,6 +183,36 @@ static void test_without(void)
     g_assert_error(error, BE_ERROR, EIO);
 }
 
+static char *parent_after(const char *xml, const char *parent)
+{
+    g_autoptr(GError) error = NULL;
+    g_autofree char *other = be_xml_checkpoint_with_parent(xml, parent, &error);
+    g_autoptr(BeXmlCheckpoint) checkpoint = NULL;
+
+    g_assert_no_error(error);
+    validate(SCHEMAS "domaincheckpoint.rng", other);
+    checkpoint = be_xml_checkpoint_parse(other, &error);
+    g_assert_no_error(error);
+    g_assert_nonnull(be_xml_checkpoint_disk(checkpoint, "vda"));
+    return g_steal_pointer(&checkpoint->parent);
+}
+
+static void test_with_parent(void)
+{
+    g_autofree char *text = load("checkpoint.xml");
+    g_autofree char *bare = be_xml_checkpoint_with_parent(text, NULL, NULL);
+    g_autofree char *none = parent_after(text, NULL);
+    g_autofree char *other = parent_after(text, "sat & <all>");
+    g_autofree char *first = parent_after(bare, "sat");
+    g_autoptr(GError) error = NULL;
+
+    g_assert_null(none);
+    g_assert_cmpstr(other, ==, "sat & <all>");
+    g_assert_cmpstr(first, ==, "sat");
+    g_assert_null(be_xml_checkpoint_with_parent("<x/>", "sat", &error));
+    g_assert_error(error, BE_ERROR, EIO);
+}
+
 static void test_incremental_parse(void)
 {
     g_autofree char *text = load("backup-incremental.xml");
@@ -230,6 +260,7 @@ int main(int argc, char **argv)
     g_test_add_func("/xml/checkpoint/parse-bad", test_parse_bad);
     g_test_add_func("/xml/checkpoint/build", test_build);
     g_test_add_func("/xml/checkpoint/without", test_without);
+    g_test_add_func("/xml/checkpoint/with-parent", test_with_parent);
     g_test_add_func("/xml/incremental/parse", test_incremental_parse);
     g_test_add_func("/xml/incremental/build", test_incremental_build);
     return g_test_run();
