@@ -21,6 +21,7 @@
 #include "backend/objects.h"
 #include "backend/private.h"
 #include "backend/record.h"
+#include "backend/trust.h"
 
 #define START_WAIT_US (10 * G_USEC_PER_SEC)
 #define SUN_PATH_MAX 107
@@ -173,6 +174,7 @@ Be *be_new(const BeConfig *config, GError **error)
     Be *be = g_new0(Be, 1);
 
     set_config(be, config);
+    g_mutex_init(&be->trust_lock);
     g_mutex_init(&be->identity_lock);
     g_mutex_init(&be->space_lock);
     /* The watchdog is forked before the lock is taken: it must not keep it alive. */
@@ -319,6 +321,7 @@ void be_free(Be *be)
     if (be->lock_fd >= 0) {
         close(be->lock_fd);
     }
+    g_mutex_clear(&be->trust_lock);
     g_mutex_clear(&be->identity_lock);
     g_mutex_clear(&be->space_lock);
     g_free(be->uri);

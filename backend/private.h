@@ -66,6 +66,8 @@ struct Be {
     gint stopping;             /* atomic */
     gboolean threads_stuck;    /* libvirt hangs: what they hold is left to the exit */
 
+    GMutex trust_lock;         /* records of checkpoints are changed one at a time */
+
     GMutex identity_lock;
     gboolean identity_known;   /* guarded by identity_lock */
     uid_t qemu_uid;            /* guarded by identity_lock */

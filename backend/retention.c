@@ -32,13 +32,17 @@ static gint by_age(gconstpointer a, gconstpointer b, gpointer user)
     return left > right ? -1 : 1;
 }
 
-/* Indexes of @points, the newest first. */
+/* Indexes of those @points that count, the newest first. */
 static GArray *newest_first(const GPtrArray *points)
 {
     GArray *order = g_array_new(FALSE, FALSE, sizeof(guint));
 
     for (guint i = 0; i < points->len; i++) {
-        g_array_append_val(order, i);
+        const BeRetentionPoint *point = g_ptr_array_index(points, i);
+
+        if (!point->useless) {
+            g_array_append_val(order, i);
+        }
     }
     g_array_sort_with_data(order, by_age, (gpointer)points);
     return order;

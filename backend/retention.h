@@ -13,6 +13,7 @@ typedef struct {
     const char *name;
     gint64 time_us;            /* real time */
     const char *held;          /* why it stays whatever the rules say; NULL: it need not */
+    gboolean useless;          /* no rule counts it */
 } BeRetentionPoint;
 
 /**

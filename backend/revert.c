@@ -15,6 +15,7 @@
 #include "backend/error.h"
 #include "backend/objects.h"
 #include "backend/step.h"
+#include "backend/trust.h"
 
 gboolean be_revert_to_parse(const char *word, BeRevertTo *ret_to)
 {
@@ -73,6 +74,19 @@ void revert_plan_free(gpointer data)
     g_free(plan->new_live);
     g_free(plan->saved);
     g_free(plan);
+}
+
+/*
+ * The disks go back, and no bitmap will say so.  A revert that fails after this costs
+ * the next increment its base, no more.
+ */
+static gboolean run_distrust(gpointer work, GError **error)
+{
+    RevertPlan *plan = work;
+    g_autofree char *reason =
+        g_strdup_printf("the machine was reverted to snapshot '%s'", plan->name);
+
+    return be_trust_break(plan->be, plan->uuid, reason, error);
 }
 
 /* ---- By libvirt ------------------------------------------------------------------------ */
@@ -154,6 +168,7 @@ static void undo_native_keep(gpointer work)
 
 static const BeStep native_steps[] = {
     {"keep", run_native_keep, undo_native_keep},
+    {"distrust", run_distrust, NULL},
     {"revert", run_native, NULL},
     {NULL, NULL, NULL},
 };
@@ -226,6 +241,7 @@ static gboolean run_stand(gpointer work, GError **error)
 
 static const BeStep external_steps[] = {
     {"record", run_record, undo_record},
+    {"distrust", run_distrust, NULL},
     {"images", revert_run_images, revert_undo_images},
     {"define", revert_run_define, revert_undo_define},
     {"current", revert_run_current, revert_undo_current},

@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backend/error.h"
 #include "backend/record.h"
@@ -362,6 +363,7 @@ gboolean be_trust_begun(Be *be, BeTrustRecord *record, virDomainPtr domain, GErr
 
 gboolean be_trust_taken(Be *be, const char *uuid, const char *name, GError **error)
 {
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&be->trust_lock);
     g_autoptr(BeTrustRecord) record = be_trust_find(be, uuid, name);
 
     if (!record) {
@@ -370,6 +372,21 @@ gboolean be_trust_taken(Be *be, const char *uuid, const char *name, GError **err
     }
     record->taken = TRUE;
     return be_trust_write(be, record, error);
+}
+
+gboolean be_trust_break_one(Be *be, BeTrustRecord *record, const char *reason, GError **error)
+{
+    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&be->trust_lock);
+    g_autoptr(BeTrustRecord) newest = be_trust_find(be, record->domain_uuid, record->name);
+
+    if (!record->broken) {
+        record->broken = g_strdup(reason);
+    }
+    if (!newest || newest->broken) {
+        return TRUE;
+    }
+    newest->broken = g_strdup(reason);
+    return be_trust_write(be, newest, error);
 }
 
 void be_trust_remove(Be *be, const char *uuid, const char *name)
@@ -386,11 +403,8 @@ gboolean be_trust_break(Be *be, const char *uuid, const char *reason, GError **e
     for (guint i = 0; i < records->len; i++) {
         BeTrustRecord *record = g_ptr_array_index(records, i);
 
-        if (!record->broken) {
-            record->broken = g_strdup(reason);
-            if (!be_trust_write(be, record, error)) {
-                return FALSE;
-            }
+        if (!record->broken && !be_trust_break_one(be, record, reason, error)) {
+            return FALSE;
         }
     }
     return TRUE;
@@ -454,4 +468,37 @@ BeTrustRecord *be_trust_find(Be *be, const char *uuid, const char *name)
         be_record_set_aside(be, KIND, id, "it is no record of a checkpoint");
     }
     return record;
+}
+
+/* Storage that is not there now may come back; a file that is not there is gone. */
+static gboolean has_an_image(const BeTrustRecord *record)
+{
+    for (guint i = 0; i < record->disks->len; i++) {
+        const BeTrustDisk *disk = g_ptr_array_index(record->disks, i);
+        const BeTrustImage *image = g_ptr_array_index(disk->images, 0);
+        g_autofree char *dir = g_path_get_dirname(image->path);
+
+        if (access(image->path, F_OK) == 0 || errno != ENOENT || access(dir, F_OK) != 0) {
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
+void be_trust_tidy(Be *be)
+{
+    g_autoptr(GPtrArray) records = NULL;
+
+    if (be->read_only || !be_host_is_local(be)) {
+        return;
+    }
+    records = be_trust_records(be, NULL);
+    for (guint i = 0; i < records->len; i++) {
+        const BeTrustRecord *record = g_ptr_array_index(records, i);
+        g_autoptr(BeDomain) domain = be_domain_find(be, record->domain_uuid);
+
+        if (!domain && !has_an_image(record)) {
+            be_trust_remove(be, record->domain_uuid, record->name);
+        }
+    }
 }

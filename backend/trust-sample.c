@@ -383,8 +383,7 @@ gboolean be_trust_confirm(Be *be, const char *socket, const GPtrArray *exports,
             continue;
         }
         if (failure->code == EUCLEAN && base) {
-            base->broken = g_strdup(failure->message);
-            if (!be_trust_write(be, base, &write_error)) {
+            if (!be_trust_break_one(be, base, failure->message, &write_error)) {
                 g_warning("%s", write_error->message);
             }
             g_prefix_error(&failure, "checkpoint '%s' can serve no incremental backup any more: ",

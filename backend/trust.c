@@ -15,6 +15,7 @@
 
 #include "backend/error.h"
 #include "backend/image-meta.h"
+#include "backend/job.h"
 #include "backend/trust-priv.h"
 
 /* Clusters that are looked at in each image made since. */
@@ -317,8 +318,14 @@ static char *xml_to_define(virDomainPtr domain, const BeTrustRecord *record, con
     return be_xml_checkpoint_with_parent(record->xml, before, NULL);
 }
 
-static gboolean redefine(virDomainPtr domain, const BeTrustRecord *record, const char *before,
-                         gboolean running)
+typedef enum {
+    GIVEN_BACK,
+    NOT_NOW,                   /* an image is not there, libvirt does not want: perhaps later */
+    GONE,                      /* its bitmaps are not in the images any more */
+} Return;
+
+static Return redefine(virDomainPtr domain, const BeTrustRecord *record, const char *before,
+                       gboolean running)
 {
     unsigned flags = VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
                      | (running ? VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE : 0);
@@ -326,11 +333,60 @@ static gboolean redefine(virDomainPtr domain, const BeTrustRecord *record, const
     g_autoptr(Checkpoint) checkpoint =
         xml ? virDomainCheckpointCreateXML(domain, xml, flags) : NULL;
 
-    if (!checkpoint) {
-        g_debug("checkpoint '%s' cannot be given back: %s", record->name,
-                virGetLastErrorMessage());
+    if (checkpoint) {
+        return GIVEN_BACK;
     }
-    return checkpoint != NULL;
+    g_debug("checkpoint '%s' cannot be given back: %s", record->name, virGetLastErrorMessage());
+    return xml && virGetLastErrorCode() == VIR_ERR_CHECKPOINT_INCONSISTENT ? GONE : NOT_NOW;
+}
+
+/* Of a disk whose images are all there and those of then: whether the bitmap is not. */
+static gboolean has_lost_bitmap(const BeTrustDisk *disk, const BeXmlDisk *xml, gboolean running)
+{
+    g_autoptr(GPtrArray) now = be_trust_images(xml, NULL);
+    guint holder = 0, grown = 0;
+    g_autofree char *other = now ? be_trust_compare(disk, now, &holder, &grown) : NULL;
+    g_autofree char *lost =
+        now && !other ? judge_bitmaps(disk, now, holder, running) : NULL;
+
+    return lost != NULL;
+}
+
+static Return give_back(virDomainPtr domain, const BeXmlDomain *xml, const BeTrustRecord *record,
+                        const char *before, gboolean running)
+{
+    g_autofree char *why = judge_disks(record, domain, xml, running);
+
+    if (!why) {
+        return redefine(domain, record, before, running);
+    }
+    for (guint i = 0; i < record->disks->len; i++) {
+        const BeTrustDisk *disk = g_ptr_array_index(record->disks, i);
+        const BeXmlDisk *now = be_xml_domain_disk(xml, disk->target);
+
+        if (now && has_lost_bitmap(disk, now, running)) {
+            return GONE;
+        }
+    }
+    return NOT_NOW;
+}
+
+/* Whether libvirt has it now. */
+static gboolean restore_one(Be *be, virDomainPtr domain, const BeXmlDomain *xml,
+                            BeTrustRecord *record, const char *before, gboolean running)
+{
+    g_autoptr(GError) error = NULL;
+    Return how;
+
+    if (!record->xml || !record->taken || record->broken) {
+        return FALSE;
+    }
+    how = give_back(domain, xml, record, before, running);
+    if (how == GONE
+        && !be_trust_break_one(be, record, "another program deleted it", &error)) {
+        g_warning("%s", error->message);
+    }
+    return how == GIVEN_BACK;
 }
 
 guint be_trust_restore(Be *be, virDomainPtr domain, const BeXmlDomain *xml)
@@ -343,14 +399,31 @@ guint be_trust_restore(Be *be, virDomainPtr domain, const BeXmlDomain *xml)
     for (guint i = 0; active >= 0 && i < records->len; i++) {
         BeTrustRecord *record = g_ptr_array_index(records, i);
         gboolean known = is_known(domain, record->name);
-        g_autofree char *why = NULL;
 
-        if (!known && record->xml && record->taken && !record->broken) {
-            why = judge_disks(record, domain, xml, active == 1);
-            known = !why && redefine(domain, record, before, active == 1);
-            restored += known;
+        if (!known && restore_one(be, domain, xml, record, before, active == 1)) {
+            restored++;
+            known = TRUE;
         }
         before = known ? record->name : before;
     }
     return restored;
+}
+
+/* ---- What is seen to happen -------------------------------------------------------------- */
+
+static void note_pull(Be *be, gpointer uuid)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!be_trust_break(be, uuid, "images were merged by a block pull, which loses what their "
+                                  "bitmaps had recorded", &error)) {
+        g_warning("%s", error->message);
+    }
+}
+
+void be_trust_pulled(Be *be, const char *uuid)
+{
+    if (!be->read_only && be_host_is_local(be)) {
+        be_query(be, note_pull, g_strdup(uuid), g_free);
+    }
 }

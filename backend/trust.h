@@ -145,6 +145,25 @@ void be_trust_remove(Be *be, const char *uuid, const char *name);
 gboolean be_trust_break(Be *be, const char *uuid, const char *reason, GError **error);
 
 /**
+ * be_trust_break_one: the same of one; @record is told, too.
+ */
+gboolean be_trust_break_one(Be *be, BeTrustRecord *record, const char *reason, GError **error);
+
+/**
+ * be_trust_tidy: removes the records of machines that are gone together with their
+ * images.  Those of a machine that is only not defined now stay: it may come back.
+ * Query worker, after the inventory was read.
+ */
+void be_trust_tidy(Be *be);
+
+/**
+ * be_trust_pulled: a block pull has ended in the domain: what was below an image is
+ * in it now, and the bitmaps that were below are not.  From the event thread; never
+ * blocks.
+ */
+void be_trust_pulled(Be *be, const char *uuid);
+
+/**
  * be_trust_records: of a domain (NULL: of all), oldest first.
  * Returns: (element BeTrustRecord): never NULL.
  */

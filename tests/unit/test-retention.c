@@ -139,7 +139,8 @@ static void test_odd_times(void)
 {
     g_autoptr(GTimeZone) zone = g_time_zone_new_utc();
     g_autoptr(GPtrArray) points = g_ptr_array_new();
-    BeRetentionPoint odd[] = {{"a", G_MAXINT64, NULL}, {"b", G_MININT64, NULL}, {"c", -1, NULL}};
+    BeRetentionPoint odd[] = {
+        {"a", G_MAXINT64, NULL, FALSE}, {"b", G_MININT64, NULL, FALSE}, {"c", -1, NULL, FALSE}};
     BeRetentionRules rules = {.last = 1, .daily = 5};
     g_autoptr(GPtrArray) reasons = NULL;
 
@@ -149,6 +150,24 @@ static void test_odd_times(void)
     reasons = be_retention_plan(points, &rules, zone);
     g_assert_nonnull(g_ptr_array_index(reasons, 0));
     g_assert_null(g_ptr_array_index(reasons, 1));
+}
+
+static void test_useless(void)
+{
+    g_autoptr(GTimeZone) zone = g_time_zone_new_utc();
+    g_autoptr(GPtrArray) points = g_ptr_array_new();
+    BeRetentionPoint rows[] = {
+        {"a", 1, NULL, FALSE}, {"b", 2, NULL, TRUE}, {"c", 3, "held", TRUE}};
+    BeRetentionRules rules = {.last = 1, .monthly = 1};
+    g_autoptr(GPtrArray) reasons = NULL;
+
+    for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
+        g_ptr_array_add(points, &rows[i]);
+    }
+    reasons = be_retention_plan(points, &rules, zone);
+    g_assert_cmpstr(g_ptr_array_index(reasons, 0), ==, "last, monthly 1970-01");
+    g_assert_null(g_ptr_array_index(reasons, 1));
+    g_assert_cmpstr(g_ptr_array_index(reasons, 2), ==, "held");
 }
 
 static void test_none(void)
@@ -215,6 +234,7 @@ int main(int argc, char **argv)
     g_test_add_func("/retention/months", test_months);
     g_test_add_func("/retention/together", test_together);
     g_test_add_func("/retention/odd-times", test_odd_times);
+    g_test_add_func("/retention/useless", test_useless);
     g_test_add_func("/retention/none", test_none);
     g_test_add_func("/retention/more", test_more_keeps_more);
     return g_test_run();
