@@ -30,6 +30,9 @@ typedef struct {
     char *description;         /* or NULL */
     gint64 created_us;         /* real time; libvirt knows whole seconds */
     uid_t owner;               /* who made it through us; (uid_t)-1: nobody did */
+    gboolean made;             /* through us: what follows is known */
+    BeConsistency consistency;
+    gint64 frozen_us;          /* how long the guest was frozen for it; 0: not at all */
 } BeObject;
 
 BeObject *be_object_ref(BeObject *object);
@@ -88,6 +91,7 @@ void be_objects_refresh(Be *be, BeObjectKind kind, const char *uuid, BeRefreshDo
  * BePart: where a snapshot keeps the memory or the state of a disk.
  */
 typedef enum {
+    BE_PART_UNSAID,            /* in a request: as is usual */
     BE_PART_NONE,              /* it is no part of the snapshot */
     BE_PART_INTERNAL,          /* inside the disk's image */
     BE_PART_EXTERNAL,          /* in a file of its own; of a disk: what is below its overlay */
@@ -95,6 +99,11 @@ typedef enum {
 } BePart;
 
 const char *be_part_name(BePart part);
+
+/**
+ * be_part_parse: "none", "internal", "external".  Returns: FALSE for anything else.
+ */
+gboolean be_part_parse(const char *word, BePart *ret_part);
 
 /**
  * BeSnapshot: one snapshot of a domain, as libvirt describes it; immutable.
@@ -150,3 +159,28 @@ typedef struct {
  */
 BeJob *be_snapshot_revert(Be *be, const char *uuid, const char *name,
                           const BeRevertOptions *options, BeDone done, gpointer user);
+
+typedef struct {
+    BePart memory;             /* BE_PART_NONE unless said, or because of `disk` */
+    BePart disk;               /* BE_PART_EXTERNAL unless said, or because of `memory` */
+    gboolean live;             /* the guest goes on while its memory is saved */
+    BeQuiesce quiesce;
+    const char *const *only;   /* targets, NULL-terminated, or NULL: all */
+    const char *description;   /* or NULL */
+} BeSnapshotOptions;
+
+/**
+ * be_snapshot_create:
+ * @name: a valid name
+ * @options: copied; NULL: defaults
+ *
+ * Makes a snapshot of all disks at one instant.  It is listed by be_objects() before
+ * @done is called.  Nothing is left of one that fails.
+ * ENOENT, EEXIST, EBUSY at once when a job is in the way, EINVAL for options that do
+ * not go together, EOPNOTSUPP for what the machine or a disk cannot do, ENOSPC,
+ * EHOSTDOWN (quiesce=require), EHOSTUNREACH, ETIMEDOUT; ECANCELED.
+ * (libvirt: virDomainSnapshotCreateXML)
+ */
+BeJob *be_snapshot_create(Be *be, const char *uuid, const char *name,
+                          const BeSnapshotOptions *options, const BeCaller *caller, BeDone done,
+                          gpointer user);

@@ -16,6 +16,7 @@
 #include "backend/error.h"
 #include "backend/freeze.h"
 #include "backend/scratch.h"
+#include "backend/snapshot.h"
 
 struct BeBackups {
     GMutex lock;
@@ -367,6 +368,7 @@ static void check_on_worker(Be *be, gpointer data)
     be_pauses_recover(be);
     be_backups_recover(be);
     be_reverts_recover(be);
+    be_snapshots_recover(be);
     for (guint i = 0; i < backups->len; i++) {
         Backup *backup = g_ptr_array_index(backups, i);
         g_autoptr(GError) error = NULL;

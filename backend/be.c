@@ -19,7 +19,9 @@
 #include "backend/paused.h"
 #include "backend/job.h"
 #include "backend/objects.h"
+#include "backend/owner.h"
 #include "backend/private.h"
+#include "backend/snapshot.h"
 #include "backend/record.h"
 #include "backend/trust.h"
 
@@ -196,6 +198,8 @@ Be *be_new(const BeConfig *config, GError **error)
     be->action_conn = g_str_has_prefix(be->uri, "test:") ? be->query_conn : be_conn_new(be, FALSE);
     be->inventory = be_inventory_new(be);
     be->objects = be_objects_new(be);
+    be->owners = be_owners_new();
+    be->snapshots_left = be_snapshots_left_new();
     be->backups = be_backups_new(be);
     be->pauses = be_pauses_new();
     return be;
@@ -234,6 +238,8 @@ static void first_read(Be *be, gpointer data)
         be_pauses_recover(be);
         be_backups_recover(be);
         be_reverts_recover(be);
+        be_snapshots_recover(be);
+        be_owners_tidy(be);
     }
     g_atomic_int_set(&be->starting, 0);
     g_mutex_lock(&first->lock);
@@ -285,6 +291,8 @@ gboolean be_start(Be *be, GError **error)
     be->jobs = be_jobs_new(be);
     be_pauses_load(be);
     be_backups_load(be);
+    be_owners_load(be);
+    be_snapshots_load(be);
     be_event_start(be);
 
     first = g_new0(FirstRead, 1);
@@ -309,6 +317,8 @@ void be_free(Be *be)
     be_pauses_free(be->pauses);
     be_jobs_free(be->jobs);
     be_objects_free(be->objects);
+    be_owners_free(be->owners);
+    be_snapshots_left_free(be->snapshots_left);
     be_inventory_free(be->inventory);
     if (be->action_conn != be->query_conn) {
         be_conn_free(be->action_conn);

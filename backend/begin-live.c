@@ -14,38 +14,18 @@
 
 #include "backend/backup.h"
 #include "backend/error.h"
-#include "backend/freeze.h"
+#include "backend/foreign-job.h"
 #include "backend/nbd.h"
+#include "backend/quiesce.h"
 #include "backend/scratch.h"
 #include "backend/step.h"
 
-/* A guest must not notice the freeze of a mkdir. */
-#define FREEZE_MS 5000
-
 /* ---- Before the first step: nothing is changed yet ------------------------------- */
 
-/*
- * A job of somebody else would make virDomainBackupBegin() wait 30 s for its
- * lock; this call does not wait.
- */
+/* A job of somebody else would make virDomainBackupBegin() wait 30 s for its lock. */
 static gboolean nothing_runs(BackupPlan *plan, GError **error)
 {
-    virDomainJobInfo info;
-
-    if (plan->hold) {
-        return TRUE;
-    }
-    if (virDomainGetJobInfo(plan->domain, &info) < 0) {
-        be_error_from_libvirt(error, "cannot ask for the domain's job");
-        return FALSE;
-    }
-    if (info.type != VIR_DOMAIN_JOB_NONE) {
-        g_set_error(error, BE_ERROR, EBUSY,
-                    "a job of another program runs on this domain since %llu s (virsh domjobinfo)",
-                    info.timeElapsed / 1000);
-        return FALSE;
-    }
-    return TRUE;
+    return plan->hold || be_domain_is_idle(plan->domain, NULL, error);
 }
 
 static gboolean measure_disk(BackupPlan *plan, const BeXmlDisk *disk, GError **error)
@@ -150,37 +130,6 @@ static char *build_xml(const BackupPlan *plan, GError **error)
     return be_xml_backup_build(plan->backup->socket, disks, error);
 }
 
-/*
- * Whether to go on: frozen, or not frozen and that is allowed.  A guest that a
- * command of ours holds frozen already is as good.
- */
-static gboolean quiesce(BackupPlan *plan, gboolean *ret_frozen, GError **error)
-{
-    g_autoptr(GError) freeze_error = NULL;
-
-    *ret_frozen = FALSE;
-    if (plan->hold || plan->quiesce == BE_QUIESCE_OFF) {
-        return TRUE;
-    }
-    if (be_freeze_is_held(plan->be, plan->uuid)) {
-        plan->backup->pub.consistency = BE_CONSISTENCY_FILESYSTEM;
-        return TRUE;
-    }
-    *ret_frozen = plan->xml->agent_connected
-                  && be_freeze_begin(plan->be, plan->domain, plan->uuid, NULL, FREEZE_MS,
-                                     &freeze_error);
-    if (*ret_frozen || plan->quiesce == BE_QUIESCE_TRY) {
-        return TRUE;
-    }
-    if (freeze_error) {
-        g_propagate_prefixed_error(error, g_steal_pointer(&freeze_error), "quiesce=require: ");
-    } else {
-        g_set_error(error, BE_ERROR, EHOSTDOWN,
-                    "quiesce=require: no guest agent is connected (install qemu-guest-agent)");
-    }
-    return FALSE;
-}
-
 /* Somebody may have resumed it in this moment: then its disks are no more at rest. */
 static gboolean is_still_paused(const BackupPlan *plan)
 {
@@ -189,40 +138,31 @@ static gboolean is_still_paused(const BackupPlan *plan)
     return virDomainGetState(plan->domain, &state, NULL, 0) == 0 && state == VIR_DOMAIN_PAUSED;
 }
 
-/*
- * One call inside the window.  What the freeze was for holds only if it lasted
- * until the call came back: past the deadline the watchdog thaws under us.
- */
+/* One call inside the window; of a machine that we hold paused there is nothing to freeze. */
 static gboolean run_begin(gpointer work, GError **error)
 {
     BackupPlan *plan = work;
     g_autofree char *xml = build_xml(plan, error);
-    g_autoptr(GError) thaw_error = NULL;
-    gint64 frozen_us, window_us;
-    gboolean frozen, begun;
+    BeWindow window;
+    gboolean begun;
 
-    if (!xml || !quiesce(plan, &frozen, error)) {
+    if (!xml
+        || !be_quiesce_begin(plan->be, plan->domain, plan->uuid,
+                             plan->hold ? BE_QUIESCE_OFF : plan->quiesce,
+                             plan->xml->agent_connected, &window, error)) {
         return FALSE;
     }
-    frozen_us = g_get_monotonic_time();
     begun = virDomainBackupBegin(plan->domain, xml, NULL, 0) == 0;
     if (!begun) {
         be_error_from_libvirt(error, "libvirt cannot begin the backup");
     }
     plan->backup->pub.created_us = g_get_real_time();
-    window_us = g_get_monotonic_time() - frozen_us;
+    be_quiesce_end(plan->be, plan->domain, plan->uuid, "backup-begin", &window);
+    plan->backup->pub.frozen_us = window.frozen_us;
     if (plan->hold && is_still_paused(plan)) {
         plan->backup->pub.consistency = BE_CONSISTENCY_OFFLINE;
-    }
-    if (frozen) {
-        be_crash_point("backup-begin", "frozen", "after");
-        if (!be_freeze_end(plan->be, plan->domain, plan->uuid, &thaw_error)) {
-            g_warning("%s", thaw_error->message);
-        }
-        plan->backup->pub.frozen_us = MAX(g_get_monotonic_time() - frozen_us, 1);
-        if (window_us < FREEZE_MS * 1000) {
-            plan->backup->pub.consistency = BE_CONSISTENCY_FILESYSTEM;
-        }
+    } else if (window.consistent) {
+        plan->backup->pub.consistency = BE_CONSISTENCY_FILESYSTEM;
     }
     return begun;
 }

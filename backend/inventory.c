@@ -18,6 +18,7 @@
 #include "backend/error.h"
 #include "backend/fresh.h"
 #include "backend/objects.h"
+#include "backend/owner.h"
 #include "backend/private.h"
 
 struct BeInventory {
@@ -231,6 +232,7 @@ static void tell_differences(Be *be, const BeDomainList *before, const BeDomainL
         if (!g_hash_table_contains(after->by_uuid, was->uuid)) {
             tell_domain(be, BE_EVENT_DOMAIN_REMOVED, was);
             be_backups_check(be, was->uuid);
+            be_owners_forget(be, was->uuid);
         }
     }
 }

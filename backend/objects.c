@@ -14,6 +14,7 @@
 
 #include "backend/error.h"
 #include "backend/fresh.h"
+#include "backend/owner.h"
 
 static const BeObjectOps *const kinds[BE_OBJECT_KINDS] = {
     [BE_SNAPSHOTS] = &be_snapshot_ops,
@@ -279,6 +280,7 @@ static void set_hidden(Be *be, BeObjectKind kind, const char *uuid, const char *
         g_hash_table_add(entry->hidden, g_strdup(name));
     } else {
         g_hash_table_remove(entry->hidden, name);
+        g_hash_table_remove(entry->digests, name);
     }
     before = show_locked(entry);
     g_mutex_unlock(&be->objects->lock);
@@ -306,14 +308,12 @@ typedef struct {
     GHashTable *digests;
 } Reading;
 
-/*
- * No two objects ever have the same: a name comes back, but with another time.
- * A digest, because names are of any length and of any bytes.
- */
-static char *identity(BeObjectKind kind, const char *uuid, const BeObject *object)
+/* A digest, because names are of any length and of any bytes. */
+char *be_object_identity(BeObjectKind kind, const char *uuid, const char *name,
+                         gint64 created_us)
 {
     g_autofree char *text = g_strdup_printf("%s %s %" G_GINT64_FORMAT " %s", kinds[kind]->what,
-                                            uuid, object->created_us, object->name);
+                                            uuid, created_us, name);
     char *id = g_compute_checksum_for_string(G_CHECKSUM_SHA256, text, -1);
 
     id[32] = '\0';
@@ -337,6 +337,7 @@ static BeObject *known_object(const Entry *entry, const char *name, const char *
 static BeObject *new_object(const Entry *entry, const char *name, const char *xml, GError **error)
 {
     BeObject *object = kinds[entry->kind]->parse(xml, error);
+    BeOwner owner;
 
     if (!object) {
         return NULL;
@@ -346,8 +347,12 @@ static BeObject *new_object(const Entry *entry, const char *name, const char *xm
     g_free(object->name);
     object->name = g_strdup(name);
     object->domain_uuid = g_strdup(entry->uuid);
-    object->id = identity(entry->kind, entry->uuid, object);
-    object->owner = (uid_t)-1;
+    object->id = be_object_identity(entry->kind, entry->uuid, name, object->created_us);
+    owner = be_owner_get(entry->objects->be, object->id);
+    object->owner = owner.uid;
+    object->made = owner.known;
+    object->consistency = owner.consistency;
+    object->frozen_us = owner.frozen_us;
     return object;
 }
 
@@ -444,6 +449,7 @@ static gboolean read_entry(Be *be, gpointer data, gint64 start_us, GError **erro
     g_autoptr(GError) domain_error = NULL;
     g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, entry->uuid, &domain_error);
     Reading reading = {.ops = kinds[entry->kind], .entry = entry};
+    g_autoptr(BeObjectList) read_now = NULL;
     gboolean good = TRUE;
 
     if (!domain && domain_error->code != ENOENT) {
@@ -454,7 +460,9 @@ static gboolean read_entry(Be *be, gpointer data, gint64 start_us, GError **erro
     reading.digests = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     good = !domain || read_all(&reading, domain, error);
     if (good) {
+        read_now = be_object_list_ref(reading.list);
         take(&reading, start_us);
+        be_owners_keep_only(be, entry->kind, entry->uuid, read_now);
     }
     be_object_list_unref(reading.list);
     g_hash_table_unref(reading.digests);

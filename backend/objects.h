@@ -66,8 +66,16 @@ void be_objects_keep_only(Be *be, const BeDomainList *domains);
 gboolean be_objects_read(Be *be, BeObjectKind kind, const char *uuid, GError **error);
 
 /**
+ * be_object_identity: what BeObject.id is: no two objects ever have the same, for a
+ * name comes back, but with another time.  To be freed with g_free().
+ */
+char *be_object_identity(BeObjectKind kind, const char *uuid, const char *name,
+                         gint64 created_us);
+
+/**
  * be_objects_hide, be_objects_unhide: a name that is being made, or deleted,
- * is not shown until that is over.  Any thread; never blocks.
+ * is not shown until that is over; what is said of its owner meanwhile is seen
+ * afterwards.  Any thread; never blocks.
  */
 void be_objects_hide(Be *be, BeObjectKind kind, const char *uuid, const char *name);
 void be_objects_unhide(Be *be, BeObjectKind kind, const char *uuid, const char *name);

@@ -25,6 +25,8 @@
 typedef struct BeConn BeConn;
 typedef struct BeInventory BeInventory;
 typedef struct BeObjects BeObjects;
+typedef struct BeOwners BeOwners;
+typedef struct BeSnapshotsLeft BeSnapshotsLeft;
 typedef struct BeJobs BeJobs;
 typedef struct BeBackups BeBackups;
 typedef struct BeFreezes BeFreezes;
@@ -51,6 +53,8 @@ struct Be {
     BeConn *action_conn;
     BeInventory *inventory;
     BeObjects *objects;
+    BeOwners *owners;
+    BeSnapshotsLeft *snapshots_left;
     BeJobs *jobs;
     BeBackups *backups;
     BeFreezes *freezes;        /* NULL on a read-only mount */

@@ -8,6 +8,18 @@
 #include "backend/xml.h"
 
 /**
+ * be_snapshots_load: reads what an earlier process left half made, before the first
+ * action of this one.
+ * be_snapshots_recover: finds out what came of it, as far as the host answers: one
+ * that libvirt has made stays, of all others the files are removed.  Query worker;
+ * after each connect.
+ */
+BeSnapshotsLeft *be_snapshots_left_new(void);
+void be_snapshots_left_free(BeSnapshotsLeft *left);
+void be_snapshots_load(Be *be);
+void be_snapshots_recover(Be *be);
+
+/**
  * be_snapshot_find: libvirt's handle of @snapshot, and that it is still the one
  * that is meant: libvirt knows names only, and a name comes back.
  * @ret_xml: (optional): its XML, to be freed with free()

@@ -14,7 +14,8 @@
 enum { MAX_DISKS = 1024 };
 
 static const char *const part_names[] = {
-    [BE_PART_NONE] = "none",         /* libvirt's older "no" means the same */
+    [BE_PART_UNSAID] = "default",
+    [BE_PART_NONE] = "none",         /* libvirt writes "no" */
     [BE_PART_INTERNAL] = "internal",
     [BE_PART_EXTERNAL] = "external",
     [BE_PART_MANUAL] = "manual",
@@ -31,12 +32,21 @@ const char *be_part_name(BePart part)
     return part_names[part];
 }
 
+gboolean be_part_parse(const char *word, BePart *ret_part)
+{
+    *ret_part =
+        (BePart)xml_word_index(word, part_names, G_N_ELEMENTS(part_names), BE_PART_UNSAID);
+    return *ret_part == BE_PART_NONE || *ret_part == BE_PART_INTERNAL
+           || *ret_part == BE_PART_EXTERNAL;
+}
+
 static BePart read_part(const xmlNode *node, BePart otherwise)
 {
     g_autofree char *word = xml_attribute(node, "snapshot");
+    int part = word ? xml_word_index(word, part_names, G_N_ELEMENTS(part_names), BE_PART_NONE)
+                    : BE_PART_UNSAID;
 
-    return word ? (BePart)xml_word_index(word, part_names, G_N_ELEMENTS(part_names), BE_PART_NONE)
-                : otherwise;
+    return part == BE_PART_UNSAID ? otherwise : (BePart)part;
 }
 
 static void disk_free(gpointer data)
@@ -61,6 +71,17 @@ void be_xml_snapshot_free(BeXmlSnapshot *snapshot)
     g_ptr_array_unref(snapshot->disks);
     be_xml_domain_free(snapshot->domain);
     g_free(snapshot);
+}
+
+BeXmlSnapshot *be_xml_snapshot_new(const char *name, const char *description)
+{
+    BeXmlSnapshot *snapshot = g_new0(BeXmlSnapshot, 1);
+
+    snapshot->name = g_strdup(name);
+    snapshot->description = g_strdup(description);
+    snapshot->memory = BE_PART_NONE;
+    snapshot->disks = g_ptr_array_new_with_free_func(disk_free);
+    return snapshot;
 }
 
 const BeXmlSnapshotDisk *be_xml_snapshot_disk(const BeXmlSnapshot *snapshot, const char *target)
@@ -182,8 +203,7 @@ BeXmlSnapshot *be_xml_snapshot_parse(const char *xml, GError **error)
     }
     root = xmlDocGetRootElement(doc);
     domain = xml_child(root, "domain");
-    snapshot = g_new0(BeXmlSnapshot, 1);
-    snapshot->disks = g_ptr_array_new_with_free_func(disk_free);
+    snapshot = be_xml_snapshot_new(NULL, NULL);
     snapshot->name = xml_content(xml_child(root, "name"));
     snapshot->description = xml_content(xml_child(root, "description"));
     snapshot->parent = xml_content(xml_child(xml_child(root, "parent"), "name"));
@@ -230,4 +250,65 @@ char *be_xml_snapshot_domain_text(const char *xml, GError **error)
     }
     xmlDocSetRootElement(alone, copy);
     return xml_write_document(alone);
+}
+
+/* ---- Building --------------------------------------------------------------- */
+
+/* libvirt's word for what is left out. */
+static const char *word_of(BePart part)
+{
+    return part == BE_PART_NONE ? "no" : part_names[part];
+}
+
+static gboolean build_disk(xmlNode *disks, const BeXmlSnapshotDisk *disk, GError **error)
+{
+    xmlNode *node;
+
+    if (!xml_target_is_valid(disk->target)) {
+        g_set_error(error, BE_ERROR, EINVAL, "a disk of the snapshot has no name or a bad one");
+        return FALSE;
+    }
+    node = xml_add_child(disks, "disk");
+    xml_set_attribute(node, "name", disk->target);
+    xml_set_attribute(node, "snapshot", word_of(disk->part));
+    if (disk->part != BE_PART_EXTERNAL) {
+        return TRUE;
+    }
+    if (!xml_check_path(disk->overlay.path, "overlay", error)) {
+        return FALSE;
+    }
+    xml_set_attribute(node, "type", "file");
+    xml_set_attribute(xml_add_child(node, "driver"), "type", "qcow2");
+    xml_set_attribute(xml_add_child(node, "source"), "file", disk->overlay.path);
+    return TRUE;
+}
+
+char *be_xml_snapshot_build(const BeXmlSnapshot *snapshot, GError **error)
+{
+    g_autoptr(xmlDoc) doc = NULL;
+    xmlNode *root = NULL, *memory, *disks;
+
+    if (!xml_check_text(snapshot->name, "name of the snapshot", error)
+        || (snapshot->description && !xml_check_text(snapshot->description, "description", error))
+        || (snapshot->memory_file
+            && !xml_check_path(snapshot->memory_file, "memory file", error))) {
+        return NULL;
+    }
+    doc = xml_new_document("domainsnapshot", &root);
+    xml_add_text(root, "name", snapshot->name);
+    if (snapshot->description) {
+        xml_add_text(root, "description", snapshot->description);
+    }
+    memory = xml_add_child(root, "memory");
+    xml_set_attribute(memory, "snapshot", word_of(snapshot->memory));
+    if (snapshot->memory_file) {
+        xml_set_attribute(memory, "file", snapshot->memory_file);
+    }
+    disks = xml_add_child(root, "disks");
+    for (guint i = 0; i < snapshot->disks->len; i++) {
+        if (!build_disk(disks, g_ptr_array_index(snapshot->disks, i), error)) {
+            return NULL;
+        }
+    }
+    return xml_write_document(doc);
 }

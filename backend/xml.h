@@ -329,6 +329,22 @@ void be_xml_snapshot_free(BeXmlSnapshot *snapshot);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeXmlSnapshot, be_xml_snapshot_free)
 
 /**
+ * be_xml_snapshot_new: one without disks, to be filled in and built.
+ * @description: (nullable)
+ */
+BeXmlSnapshot *be_xml_snapshot_new(const char *name, const char *description);
+
+/**
+ * be_xml_snapshot_build: the XML of a new snapshot for virDomainSnapshotCreateXML()
+ * (libvirt formatsnapshot; schema domainsnapshot.rng): its name, description, memory
+ * and disks; overlays are qcow2 files that libvirt makes.
+ *
+ * Returns: the XML, to be freed with g_free(); NULL: EINVAL when a text cannot
+ * be in XML (not UTF-8, control characters) or a path is not absolute.
+ */
+char *be_xml_snapshot_build(const BeXmlSnapshot *snapshot, GError **error);
+
+/**
  * be_xml_snapshot_disk: Returns: the disk of that target (owned by @snapshot), or NULL.
  */
 const BeXmlSnapshotDisk *be_xml_snapshot_disk(const BeXmlSnapshot *snapshot, const char *target);

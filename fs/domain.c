@@ -13,6 +13,7 @@
 #include "fs/backup.h"
 #include "fs/name.h"
 #include "fs/private.h"
+#include "fs/snapshot.h"
 
 static FsItem *domain_item(BeDomain *domain)
 {
@@ -176,6 +177,11 @@ const FsVerb fs_domain_verbs[] = {
      "[offline=image|paused] [async]   "
      "start a backup, as mkdir backups/NAME",
      fs_backup_run_begin},
+    {"snapshot", 1, 2, fs_snapshot_keys,
+     "snapshot NAME [live] [memory=none|internal|external] [disk=internal|external] "
+     "[quiesce=try|require|off] [only=TARGET,...] [description=TEXT] [async]   make a snapshot, "
+     "as mkdir snapshots/NAME",
+     fs_snapshot_run_create},
     {"freeze", 0, 64, freeze_keys,
      "freeze [timeout=SECONDS] [MOUNTPOINT...]   freeze the guest's file systems; thaws itself "
      "after the timeout (30 s, at most 60)",

@@ -94,4 +94,11 @@ void fs_object_xattrs(FsItem *item, FsXattrAdd add, gpointer user)
 
     add("uuid", object->domain_uuid, user);
     add("created", created, user);
+    if (object->made) {
+        g_autofree char *frozen =
+            g_strdup_printf("%" G_GINT64_FORMAT, (object->frozen_us + 999) / 1000);
+
+        add("consistency", be_consistency_name(object->consistency), user);
+        add("frozen_ms", frozen, user);
+    }
 }

@@ -8,6 +8,13 @@
 
 FsListing *fs_snapshots_list(Fs *fs, FsItem *item);
 char *fs_snapshots_current(Fs *fs, FsItem *item);
+BeJob *fs_snapshots_make(const FsAct *act, const char *name, GError **error);
+
+/**
+ * fs_snapshot_run_create: the domain's verb `snapshot`, and the options it takes.
+ */
+BeJob *fs_snapshot_run_create(const FsAct *act, const FsCommand *command, GError **error);
+extern const char *const fs_snapshot_keys[];
 extern const FsFresh fs_snapshots_fresh;
 
 gboolean fs_snapshot_show_state(Fs *fs, FsItem *item, GString *out, GError **error);

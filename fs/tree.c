@@ -105,7 +105,7 @@ static const FsDef domain_rows[] = {
     TEXT_ROW("error", .show = fs_item_show_failures),
     TEXT_ROW("job", .fetch = fs_domain_fetch_job),
     DIR_ROW("snapshots", .rows = snapshots_rows, .list = fs_snapshots_list, .child = &snapshot_row,
-            .fresh = &fs_snapshots_fresh),
+            .make = fs_snapshots_make, .fresh = &fs_snapshots_fresh),
     DIR_ROW("backups", .rows = backups_rows, .list = fs_backups_list, .child = &backup_row,
             .make = fs_backups_make),
     END_ROW,

@@ -4,16 +4,26 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
+import shlex
+import shutil
+import signal
+import stat
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import libvirt
 import pytest
 
-from bed import Guest, Mount, raises_errno, sh, wait_for
-from fsutil import HungLibvirtd, driver_uri, hung
+import bed
+import fsutil
+from bed import MIB, Disk, Guest, Mount, raises_errno, sh, wait_for
+from conftest import MakeGuest, MakeMount
+from fsutil import HungLibvirtd, command, driver_uri, hung, last_failure
 
 __all__ = ["hung"]
 
@@ -144,3 +154,381 @@ def test_walkers_change_nothing(guest: Guest, mnt: Mount) -> None:
     before = sh(["virsh", "snapshot-list", guest.name]).stdout
     sh(["find", str(collection(mnt, guest)), "-ls"])
     assert sh(["virsh", "snapshot-list", guest.name]).stdout == before
+
+
+### Making one
+
+def records() -> list[Path]:
+    return [path for kind in ("owners", "snapshots")
+            for path in Path("/var/lib/vmsnapfs").glob(f"*/{kind}/*")]
+
+
+@pytest.fixture
+def machine(mnt: Mount, off_guest: MakeGuest) -> Iterator[Callable[..., Guest]]:
+    """machine(*disks, on=False): a guest of the test's own, forgotten before its mount ends."""
+    made: list[Guest] = []
+
+    def make(*disks: Disk, on: bool = False, **options: bool | int) -> Guest:
+        guest = off_guest(*disks, **options)
+        made.append(guest)
+        if on:
+            guest.start()
+        return guest
+
+    yield make
+    for guest in made:
+        guest.undefine()
+    wait_for(lambda: not records(), 5, "their records are gone")
+
+
+def backing(image: Path) -> Path:
+    info = json.loads(sh(["qemu-img", "info", "-U", "--output=json", str(image)]).stdout)
+    return Path(info["full-backing-filename"])
+
+
+def snapshot_names(guest: Guest) -> set[str]:
+    return set(guest.snapshots())
+
+
+def make(mnt: Mount, guest: Guest, line: str) -> Path:
+    command(mnt.domains / guest.name, f"snapshot {line}")
+    return collection(mnt, guest) / line.split()[0]
+
+
+def refused(mnt: Mount, guest: Guest, line: str, number: int, sentence: str) -> None:
+    """The command fails with that errno and sentence, and nothing is left of it."""
+    files, names = set(guest.dir.iterdir()), snapshot_names(guest)
+    with raises_errno(number):
+        command(mnt.domains / guest.name, line)
+    failure = last_failure(mnt.domains / guest.name)
+    assert getattr(errno, failure.errno) == number and sentence in failure.text
+    assert set(guest.dir.iterdir()) == files and snapshot_names(guest) == names
+    assert not list(Path("/var/lib/vmsnapfs").glob("*/snapshots/*"))
+
+
+# state of the machine, options, state and memory of the snapshot, where its disks are
+MATRIX = [
+    ("off", "", "shutoff", "none", "external"),
+    ("off", "disk=internal", "shutoff", "none", "internal"),
+    ("running", "", "disk-snapshot", "none", "external"),
+    ("running", "quiesce=off", "disk-snapshot", "none", "external"),
+    ("running", "memory=external", "running", "external", "external"),
+    ("running", "live memory=external", "running", "external", "external"),
+    ("running", "disk=internal", "running", "internal", "internal"),
+    ("running", "memory=internal", "running", "internal", "internal"),
+    ("paused", "", "disk-snapshot", "none", "external"),
+    ("paused", "memory=external", "paused", "external", "external"),
+    ("paused", "memory=internal", "paused", "internal", "internal"),
+]
+
+
+def test_every_kind(leftovers: None) -> None:
+    """One test for all of the matrix: each snapshot stands on the one before."""
+    guests = {name: Guest(f"matrix-{name}") for name in ("off", "running")}
+    mnt = Mount("qemu:///system")
+    try:
+        mnt.wait_mounted()
+        for guest in guests.values():
+            guest.define(Disk("vda"), Disk("vdb"))
+        guests["running"].start()
+        for number, row in enumerate(MATRIX):
+            check_kind(mnt, guests["off" if row[0] == "off" else "running"], f"s{number}", *row)
+    finally:
+        for guest in guests.values():
+            guest.undefine()
+        wait_for(lambda: not records(), 5, "their records are gone")
+        mnt.finish()
+
+
+def check_kind(mnt: Mount, guest: Guest, name: str, state: str, options: str,
+               kept: str, memory: str, disks: str) -> None:
+    before = {target: guest.disk_path(target) for target in ("vda", "vdb")}
+    if state == "paused":
+        guest.suspend()
+    snapshot = make(mnt, guest, f"{name} {options}")
+    if state == "paused":
+        assert guest.state == libvirt.VIR_DOMAIN_PAUSED
+        guest.resume()
+    assert (state == "off") == guest.is_off()
+    assert (text(snapshot / "state"), os.getxattr(snapshot, "user.vmsnapfs.memory").decode()) \
+        == (kept, memory)
+    assert os.readlink(snapshot.parent / "current") == name
+    xml = ET.fromstring((snapshot / "snapshot.xml").read_text())
+    assert {d.get("snapshot") for d in xml.findall("disks/disk")} == {disks}
+    for target, path in before.items():
+        now = guest.disk_path(target)
+        if disks == "internal":
+            assert now == path
+            continue
+        assert now == guest.dir / f"{target}.{name}.qcow2" and backing(now) == path
+        assert stat.S_IMODE(now.stat().st_mode) == 0o600
+    if memory == "external":
+        path = Path(xml.find("memory").attrib["file"])
+        assert path == guest.dir / f"vda.{name}.memory" and path.stat().st_size > 0
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_mkdir(machine, mnt: Mount, on: bool) -> None:
+    guest = machine(on=on)
+    snapshot = collection(mnt, guest) / "before upgrade, 100 & more"
+    before = time.time()
+    snapshot.mkdir()
+    assert snapshot.is_dir() and snapshot.stat().st_uid == 0
+    assert int(before) <= snapshot.stat().st_mtime <= time.time()
+    assert snapshot_names(guest) == {snapshot.name}
+    assert guest.disk_path("vda").name == "vda.before%20upgrade%2C%20100%20%26%20more.qcow2"
+    consistency = os.getxattr(snapshot, "user.vmsnapfs.consistency").decode()
+    assert consistency == ("filesystem" if on else "offline")
+    if on:
+        assert guest.command("guest-fsfreeze-status") == "thawed"
+        assert int(os.getxattr(snapshot, "user.vmsnapfs.frozen_ms")) > 0
+    with raises_errno(errno.EEXIST):
+        snapshot.mkdir()
+
+
+def test_names_of_files_do_not_grow_and_overwrite_nothing(machine, mnt: Mount) -> None:
+    guest = machine(Disk("vda"), Disk("vdb", "raw"))
+    taken = guest.dir / "vda.two.qcow2"
+    taken.write_text("not to be lost")
+    (guest.dir / "vdb.qcow2").symlink_to(guest.dir / "vdb.raw")
+    for name in ("one", "two", "n" * 200):
+        make(mnt, guest, name)
+    assert taken.read_text() == "not to be lost"
+    long = guest.disk_path("vda")
+    assert re.fullmatch(r"vda-1\.[0-9a-f]{16}\.qcow2", long.name)
+    assert backing(long).name == "vda-1.two.qcow2"
+    assert backing(backing(long)).name == "vda.one.qcow2"
+    assert guest.disk_path("vdb").name.startswith("vdb.")
+    guest.start()
+
+
+@pytest.mark.parametrize("description", ["before <the> 'upgrade' & more", "äöü", ""])
+def test_description_and_some_disks(machine, mnt: Mount, description: str) -> None:
+    guest = machine(Disk("vda"), Disk("vdb"))
+    snapshot = make(mnt, guest, f"part only=vdb description={shlex.quote(description)}")
+    assert text(snapshot / "description") == description
+    assert guest.disk_path("vda").name == "vda.qcow2"
+    assert guest.disk_path("vdb").name == "vdb.part.qcow2"
+
+
+def test_off_with_a_checkpoint(machine, mnt: Mount) -> None:
+    """libvirt refuses it; started paused, the guest never runs."""
+    guest = machine(on=True)
+    guest.domain.checkpointCreateXML("<domaincheckpoint><name>c</name></domaincheckpoint>", 0)
+    guest.shutdown()
+    before = guest.dir / "vda.qcow2"
+    refused(mnt, guest, "snapshot a disk=internal", errno.EOPNOTSUPP, "has checkpoints")
+    snapshot = make(mnt, guest, "a")
+    assert guest.is_off() and text(snapshot / "state") == "disk-snapshot"
+    assert backing(guest.disk_path("vda")) == before
+    assert os.getxattr(snapshot, "user.vmsnapfs.consistency") == b"offline"
+    assert guest.checkpoints() == ["c"]
+    guest.start()
+
+
+### What is refused, and nothing is left of it
+
+REFUSALS = [
+    ("snapshot a memory=external quiesce=try", errno.EINVAL, "do not go together"),
+    ("snapshot a memory=internal quiesce=require", errno.EINVAL, "do not go together"),
+    ("snapshot a live", errno.EINVAL, "live goes with memory=external"),
+    ("snapshot a dead", errno.EINVAL, "the only word behind the name is live"),
+    ("snapshot a memory=internal disk=external", errno.EINVAL, "kept inside the images"),
+    ("snapshot a memory=external disk=internal", errno.EINVAL, "goes with disk=external"),
+    ("snapshot a disk=internal only=vda", errno.EINVAL, "takes in all disks"),
+    ("snapshot a memory=some", errno.EINVAL, "memory is none, internal or external"),
+    ("snapshot a disk=none", errno.EINVAL, "disk is internal or external"),
+    ("snapshot a quiesce=maybe", errno.EINVAL, "quiesce is try, require or off"),
+    ("snapshot a only=", errno.EINVAL, "only= names no disk"),
+    ("snapshot a only=vdz", errno.EINVAL, "no disk 'vdz'"),
+    ("snapshot a memory=external", errno.EINVAL, "the machine is off"),
+    ("snapshot a disk=internal", errno.EOPNOTSUPP, "disk 'vdb' can be made: only a qcow2 image"),
+    ("snapshot a only=sda", errno.EOPNOTSUPP, "disk 'sda' cannot be in a snapshot: removable"),
+    ("snapshot a only=vdc", errno.EOPNOTSUPP, "disk 'vdc' can be made: it is a block device"),
+    ("snapshot a", errno.EOPNOTSUPP, "leave it out with only="),
+    ("snapshot current", errno.EINVAL, "links of the tree"),
+    ("snapshot .hidden", errno.EINVAL, ""),
+    ("snapshot old", errno.EEXIST, "the snapshot 'old' exists"),
+]
+
+
+def test_refusals(machine, mnt: Mount) -> None:
+    """A machine with a qcow2 and a raw image, a block device, a CD, and a snapshot."""
+    guest = machine(Disk("vda"), Disk("vdb", "raw"))
+    for xml in ("<disk type='block' device='disk'><driver name='qemu' type='raw'/>"
+                "<source dev='/dev/loop-none'/><target dev='vdc' bus='virtio'/></disk>",
+                f"<disk type='file' device='cdrom'><source file='{guest.dir}/vdb.raw'/>"
+                "<target dev='sda' bus='scsi'/><readonly/></disk>"):
+        guest.domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    guest.domain.snapshotCreateXML(
+        "<domainsnapshot><name>old</name><disks><disk name='vdb' snapshot='no'/>"
+        "<disk name='vdc' snapshot='no'/></disks></domainsnapshot>",
+        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    for line, number, sentence in REFUSALS:
+        refused(mnt, guest, line, number, sentence)
+
+
+def test_pflash_and_internal(machine, mnt: Mount) -> None:
+    guest = machine()
+    xml = guest.domain.XMLDesc(0)
+    code = guest.dir / "code.fd"
+    code.write_bytes(b"")
+    bed.connection().defineXML(re.sub(
+        r"<kernel>.*</cmdline>", f"<loader readonly='yes' type='pflash'>{code}</loader>"
+        f"<nvram>{guest.dir}/vars.fd</nvram>", xml, flags=re.DOTALL))
+    refused(mnt, guest, "snapshot a disk=internal", errno.EOPNOTSUPP, "pflash")
+    make(mnt, guest, "a")
+
+
+def test_managed_save_is_in_the_way(machine, mnt: Mount) -> None:
+    guest = machine(on=True)
+    guest.domain.managedSave()
+    refused(mnt, guest, "snapshot a", errno.EBUSY, "managedsave-remove")
+    refused(mnt, guest, "snapshot a disk=internal", errno.EBUSY, "start it first")
+
+
+def test_our_backup_is_in_the_way(guest: Guest, mnt: Mount) -> None:
+    backup = mnt.domains / guest.name / "backups/now"
+    backup.mkdir()
+    start = time.monotonic()
+    refused(mnt, guest, "snapshot a", errno.EBUSY, "backup 'now' is running since")
+    assert time.monotonic() - start < 5
+    backup.rmdir()
+
+
+def test_jobs_of_others_are_in_the_way(machine, mnt: Mount) -> None:
+    guest = machine(on=True)
+    shutil.chown(guest.dir, bed.QEMU_USER)
+    guest.domain.backupBegin("<domainbackup mode='pull'><server transport='unix' "
+                             f"socket='{guest.dir}/s'/></domainbackup>", None)
+    start = time.monotonic()
+    refused(mnt, guest, "snapshot a", errno.EBUSY, "a job of another program runs")
+    assert time.monotonic() - start < 5
+    guest.domain.abortJob()
+    wait_for(lambda: not guest.has_job(), 10, "the backup ended")
+    guest.domain.blockCopy("vda", f"<disk type='file'><source file='{guest.dir}/copy'/>"
+                           "<driver type='qcow2'/></disk>", flags=libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
+    refused(mnt, guest, "snapshot a", errno.EBUSY, "a block job runs on disk 'vda'")
+    guest.domain.blockJobAbort("vda")
+
+
+def test_a_frozen_guest(guest: Guest, mnt: Mount) -> None:
+    command(mnt.domains / guest.name, "freeze")
+    refused(mnt, guest, "snapshot a memory=external", errno.EBUSY, "thaw it first")
+    command(mnt.domains / guest.name, "thaw")
+
+
+@pytest.fixture
+def small_room(machine) -> Iterator[Callable[[int], Guest]]:
+    """small_room(bytes): a running machine whose images leave that much on their disk."""
+    rooms: list[Path] = []
+
+    def make_small(free: int) -> Guest:
+        guest = machine(on=False)
+        image = (guest.dir / "vda.qcow2").read_bytes()
+        sh(f"mount -t tmpfs -o size={len(image) + free + MIB} none {guest.dir}")
+        rooms.append(guest.dir)
+        (guest.dir / "vda.qcow2").write_bytes(image)
+        with (guest.dir / "filler").open("wb") as filler:
+            space = os.statvfs(guest.dir)
+            filler.write(bytes(max(space.f_bavail * space.f_frsize - free, 0)))
+        guest.start()
+        return guest
+
+    yield make_small
+    for room in rooms:
+        sh(["umount", "-l", str(room)])
+
+
+@pytest.mark.parametrize("line, free", [("snapshot a", MIB // 2),
+                                        ("snapshot a memory=external", 16 * MIB)])
+def test_no_room(small_room, mnt: Mount, line: str, free: int) -> None:
+    guest = small_room(free)
+    refused(mnt, guest, line, errno.ENOSPC, "the snapshot needs")
+    assert guest.is_healthy()
+    guest.destroy()
+
+
+def test_quiesce_required_and_no_agent(machine, mnt: Mount) -> None:
+    guest = machine(agent=False, on=True)
+    refused(mnt, guest, "snapshot a quiesce=require", errno.EHOSTDOWN, "no guest agent")
+    guest.suspend()
+    refused(mnt, guest, "snapshot a quiesce=require", errno.EHOSTDOWN, "the machine is paused")
+
+
+### Callers that go away, and a daemon that does
+
+def test_a_cancelled_memory_snapshot_leaves_nothing(machine, mnt: Mount) -> None:
+    guest = machine(on=True)
+    files = set(guest.dir.iterdir())
+    caller = fsutil.write(mnt.domains / guest.name / "control", "snapshot a memory=external",
+                          prepare="signal.signal(signal.SIGINT, lambda *_: None)")
+    wait_for(lambda: guest.has_job(), 10, "memory is being saved")
+    os.kill(caller.pid, signal.SIGTERM)
+    caller.process.communicate(timeout=30)
+    wait_for(lambda: text(mnt.domains / guest.name / "job") == "", 30, "the action ended")
+    assert set(guest.dir.iterdir()) == files and not guest.snapshots()
+    assert guest.is_running() and guest.disk_path("vda").name == "vda.qcow2"
+    assert not records()
+
+
+def test_a_cancelled_mkdir_leaves_nothing(machine, mnt: Mount, hung: HungLibvirtd) -> None:
+    guest = machine()
+    snapshots = collection(mnt, guest)
+    assert os.listdir(snapshots) == []
+    files = set(guest.dir.iterdir())
+    hung.hang()
+    caller = fsutil.mkdir(snapshots / "a")
+    caller.wait_blocked()
+    os.kill(caller.pid, signal.SIGTERM)
+    caller.process.communicate(timeout=10)
+    hung.go_on()
+    wait_for(lambda: text(mnt.domains / guest.name / "job") == "", 30, "the action ended")
+    assert not guest.snapshots() and set(guest.dir.iterdir()) == files and not records()
+
+
+POINTS = [f"snapshot-create:{step}:{when}" for step in ("record", "hold", "create", "finish")
+          for when in ("before", "after")]
+
+
+def crash_and_come_back(mount: MakeMount, guest: Guest, point: str, line: str) -> None:
+    """Killed at that point, the next daemon finds the snapshot whole, or no trace of it."""
+    files = set(guest.dir.iterdir())
+    dead = mount("qemu:///system", env={"VMSNAPFS_CRASH_AT": point})
+    with raises_errno(errno.ENOTCONN, errno.ECONNABORTED):
+        make(dead, guest, line)
+    dead.expected_exit = dead.process.wait(10)
+    assert dead.expected_exit == -signal.SIGKILL
+    sh(["umount", "-l", str(dead.path)], check=False)
+    mnt = mount()
+    wait_for(lambda: not list(Path("/var/lib/vmsnapfs").glob("*/snapshots/*")), 20, "settled")
+    name = line.split()[0]
+    assert guest.snapshots() in ([], [name])
+    if guest.snapshots():
+        assert text(collection(mnt, guest) / name / "state")
+        assert (collection(mnt, guest) / name).stat().st_uid == 0
+        refused(mnt, guest, f"snapshot {name}", errno.EEXIST, "exists")
+        assert stat.S_IMODE(guest.disk_path("vda").stat().st_mode) & 0o077 in (
+            0, 0o044 if "internal" in line else 0)
+    else:
+        assert set(guest.dir.iterdir()) == files
+        make(mnt, guest, line)
+    assert guest.is_off() or guest.is_healthy()
+    guest.undefine()
+    wait_for(lambda: not records(), 5, "the records are gone")
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_while_off(off_guest: MakeGuest, mount: MakeMount, point: str) -> None:
+    crash_and_come_back(mount, off_guest(Disk("vda"), Disk("vdb")), point, "s")
+
+
+@pytest.mark.parametrize("point, line", [
+    ("snapshot-create:frozen:after", "s"),
+    ("snapshot-create:create:after", "s memory=external"),
+    ("snapshot-create:record:after", "s disk=internal"),
+])
+def test_killed_while_running(make_guest: MakeGuest, mount: MakeMount, point: str,
+                              line: str) -> None:
+    crash_and_come_back(mount, make_guest(), point, line)

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * quiesce.c - freeze, one call, thaw; see quiesce.h.  Action workers.
+ */
+#include "backend/quiesce.h"
+
+#include <errno.h>
+
+#include "backend/freeze.h"
+#include "backend/step.h"
+
+/* A guest must not notice the freeze of a mkdir. */
+#define FREEZE_MS 5000
+
+gboolean be_quiesce_begin(Be *be, virDomainPtr domain, const char *uuid, BeQuiesce how,
+                          gboolean agent, BeWindow *window, GError **error)
+{
+    g_autoptr(GError) freeze_error = NULL;
+
+    *window = (BeWindow){.begun_us = g_get_monotonic_time()};
+    if (how == BE_QUIESCE_OFF) {
+        return TRUE;
+    }
+    if (be_freeze_is_held(be, uuid)) {
+        window->consistent = TRUE;
+        return TRUE;
+    }
+    window->frozen = agent && be_freeze_begin(be, domain, uuid, NULL, FREEZE_MS, &freeze_error);
+    window->begun_us = g_get_monotonic_time();
+    if (window->frozen || how == BE_QUIESCE_TRY) {
+        return TRUE;
+    }
+    if (freeze_error) {
+        g_propagate_prefixed_error(error, g_steal_pointer(&freeze_error), "quiesce=require: ");
+    } else {
+        g_set_error(error, BE_ERROR, EHOSTDOWN,
+                    "quiesce=require: no guest agent is connected (install qemu-guest-agent)");
+    }
+    return FALSE;
+}
+
+/*
+ * What the freeze was for holds only if it lasted until the call came back: past
+ * the deadline the watchdog thaws under us.
+ */
+void be_quiesce_end(Be *be, virDomainPtr domain, const char *uuid, const char *area,
+                    BeWindow *window)
+{
+    g_autoptr(GError) error = NULL;
+    gint64 window_us = g_get_monotonic_time() - window->begun_us;
+
+    if (!window->frozen) {
+        return;
+    }
+    be_crash_point(area, "frozen", "after");
+    if (!be_freeze_end(be, domain, uuid, &error)) {
+        g_warning("%s", error->message);
+    }
+    window->frozen_us = MAX(g_get_monotonic_time() - window->begun_us, 1);
+    window->consistent = window_us < FREEZE_MS * 1000;
+}
