@@ -12,7 +12,6 @@
 #include "backend/backup.h"
 #include "backend/error.h"
 #include "backend/private.h"
-#include "backend/trust.h"
 
 static int quit_timer = -1;    /* the process has one loop; set once by prepare */
 
@@ -86,17 +85,6 @@ static void on_job_completed(virConnectPtr conn G_GNUC_UNUSED, virDomainPtr doma
     }
 }
 
-static void on_block_job(virConnectPtr conn G_GNUC_UNUSED, virDomainPtr domain,
-                         const char *target G_GNUC_UNUSED, int type, int status, void *opaque)
-{
-    char uuid[VIR_UUID_STRING_BUFLEN];
-
-    if (type == VIR_DOMAIN_BLOCK_JOB_TYPE_PULL && status == VIR_DOMAIN_BLOCK_JOB_COMPLETED
-        && virDomainGetUUIDString(domain, uuid) == 0) {
-        be_trust_pulled(opaque, uuid);
-    }
-}
-
 gboolean be_event_register(Be *be, virConnectPtr conn)
 {
     int id = virConnectDomainEventRegisterAny(conn, NULL, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
@@ -105,9 +93,7 @@ gboolean be_event_register(Be *be, virConnectPtr conn)
     if (id < 0) {
         return FALSE;
     }
-    /* Drivers without jobs refuse these; there is nothing to miss then. */
-    (void)virConnectDomainEventRegisterAny(conn, NULL, VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
-                                           VIR_DOMAIN_EVENT_CALLBACK(on_block_job), be, NULL);
+    /* Drivers without jobs refuse this one; there is nothing to miss then. */
     (void)virConnectDomainEventRegisterAny(conn, NULL, VIR_DOMAIN_EVENT_ID_JOB_COMPLETED,
                                            VIR_DOMAIN_EVENT_CALLBACK(on_job_completed), be, NULL);
     return TRUE;

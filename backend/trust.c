@@ -5,8 +5,10 @@
  *
  * Workers; no state.  libvirt 9.0's own check (qemuCheckpointRedefineValidate)
  * sees a bitmap that is missing, inconsistent or not recording in a running
- * machine, and a gap in the images that hold it.  It does not see that one end of
- * them is missing (a block pull: tried), nor that the images are others.
+ * machine, and a gap in the images that hold it.  It does not see that the images are
+ * others, nor that the lower ones are missing: after a block pull to the end of the
+ * chain the bitmap on top has all that was copied (tried), but what was discarded
+ * below was not copied, and is in no bitmap any more.
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
@@ -15,7 +17,6 @@
 
 #include "backend/error.h"
 #include "backend/image-meta.h"
-#include "backend/job.h"
 #include "backend/trust-priv.h"
 
 /* Clusters that are looked at in each image made since. */
@@ -82,8 +83,9 @@ static char *judge_bitmaps(const BeTrustDisk *disk, const GPtrArray *now, guint 
 }
 
 /*
- * Images made since hold only what was written since: all of it must turn up as
- * dirty.  What a block pull has brought in from below does not.
+ * Images made since hold only what was written since, or was copied up by a block
+ * pull, which QEMU 7.2 records, too: all of it must turn up as dirty.  What was written
+ * while the bitmap of such an image did not record does not.
  */
 static char *note_grown(BeTrustDisk *disk, const GPtrArray *now, guint grown)
 {
@@ -407,23 +409,4 @@ guint be_trust_restore(Be *be, virDomainPtr domain, const BeXmlDomain *xml)
         before = known ? record->name : before;
     }
     return restored;
-}
-
-/* ---- What is seen to happen -------------------------------------------------------------- */
-
-static void note_pull(Be *be, gpointer uuid)
-{
-    g_autoptr(GError) error = NULL;
-
-    if (!be_trust_break(be, uuid, "images were merged by a block pull, which loses what their "
-                                  "bitmaps had recorded", &error)) {
-        g_warning("%s", error->message);
-    }
-}
-
-void be_trust_pulled(Be *be, const char *uuid)
-{
-    if (!be->read_only && be_host_is_local(be)) {
-        be_query(be, note_pull, g_strdup(uuid), g_free);
-    }
 }

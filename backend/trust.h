@@ -157,13 +157,6 @@ gboolean be_trust_break_one(Be *be, BeTrustRecord *record, const char *reason, G
 void be_trust_tidy(Be *be);
 
 /**
- * be_trust_pulled: a block pull has ended in the domain: what was below an image is
- * in it now, and the bitmaps that were below are not.  From the event thread; never
- * blocks.
- */
-void be_trust_pulled(Be *be, const char *uuid);
-
-/**
  * be_trust_records: of a domain (NULL: of all), oldest first.
  * Returns: (element BeTrustRecord): never NULL.
  */
