@@ -82,6 +82,8 @@ typedef struct {
     BeOfflineWay offline;      /* of backups that do not say */
     BeRecover recover;
     guint idle_end;            /* seconds until a backup that nobody reads is ended; 0: never */
+    guint appliances;          /* that show guests' files at once; 0: 2 */
+    guint appliance_idle;      /* seconds until one that is not used ends; 0: 60 */
 } BeConfig;
 
 /**
@@ -486,3 +488,4 @@ int be_holder_main(int argc, char **argv);
 
 #include "backend/backend-objects.h"
 #include "backend/backend-streams.h"
+#include "backend/backend-files.h"

@@ -14,6 +14,7 @@
 
 #include "backend/disk.h"
 #include "backend/error.h"
+#include "backend/files.h"
 #include "backend/freeze.h"
 #include "backend/scratch.h"
 #include "backend/snapshot.h"
@@ -56,6 +57,7 @@ const char *be_consistency_name(BeConsistency consistency)
 Backup *backup_new(Be *be, const char *id, const char *name, const char *domain_uuid,
                    const char *domain_name)
 {
+    g_autofree char *what = g_strdup_printf("the backup '%s' of '%s'", name, domain_name);
     Backup *backup = g_new0(Backup, 1);
 
     g_atomic_ref_count_init(&backup->pub.refs);
@@ -69,6 +71,7 @@ Backup *backup_new(Be *be, const char *id, const char *name, const char *domain_
     backup->pub.domain_name = g_strdup(domain_name);
     backup->pub.consistency = BE_CONSISTENCY_CRASH;
     backup->pub.disks = g_ptr_array_new_with_free_func(be_disk_free);
+    backup->files = be_files_new(be->files_pool, what, backup->pub.disks);
     return backup;
 }
 
@@ -91,6 +94,8 @@ void be_backup_unref(BeBackup *pub)
     if (!pub || !g_atomic_ref_count_dec(&pub->refs)) {
         return;
     }
+    be_files_close(backup->files);
+    be_files_unref(backup->files);
     be_offline_free(backup->offline);
     g_ptr_array_unref(pub->disks);
     for (BeExtra extra = 0; extra < BE_EXTRA_COUNT; extra++) {
@@ -110,6 +115,11 @@ void be_backup_unref(BeBackup *pub)
     g_cond_clear(&backup->released_cond);
     g_mutex_clear(&backup->lock);
     g_free(backup);
+}
+
+BeFiles *be_backup_files(BeBackup *pub)
+{
+    return ((Backup *)pub)->files;
 }
 
 BeBackupState be_backup_state(BeBackup *pub, char **ret_reason)

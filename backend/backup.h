@@ -34,6 +34,7 @@ typedef struct {
     BackupStage stage;         /* as in the journal; workers of this domain alone */
     gboolean off;              /* of a domain that is off */
     gint scratch_full;         /* atomic: it failed for lack of scratch space */
+    BeFiles *files;            /* of the guest; closed with the streams */
     BeOffline *offline;        /* its locks; whoever releases, else NULL */
     BePaused *paused;          /* the machine it holds; whoever releases, else NULL */
 

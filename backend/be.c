@@ -15,6 +15,7 @@
 
 #include "backend/backup.h"
 #include "backend/error.h"
+#include "backend/files.h"
 #include "backend/freeze.h"
 #include "backend/paused.h"
 #include "backend/job.h"
@@ -202,6 +203,7 @@ Be *be_new(const BeConfig *config, GError **error)
     be->snapshots_left = be_snapshots_left_new();
     be->backups = be_backups_new(be);
     be->pauses = be_pauses_new();
+    be->files_pool = be_files_pool_new(be, config->appliances, config->appliance_idle);
     return be;
 }
 
@@ -313,6 +315,7 @@ void be_free(Be *be)
         return;
     }
     be_freezes_free(be->freezes);
+    be_files_pool_free(be->files_pool);
     be_backups_free(be->backups);
     be_pauses_free(be->pauses);
     be_jobs_free(be->jobs);
@@ -349,4 +352,5 @@ void be_stats_print(Be *be, GString *out)
     g_string_append_printf(out, "reconnects: %u\n", be_conn_reconnects(be->query_conn));
     g_string_append_printf(out, "jobs: %u\n", be_jobs_count(be->jobs));
     be_backups_print(be, out);
+    be_files_print(be, out);
 }

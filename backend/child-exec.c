@@ -54,6 +54,20 @@ static const Limit limits[] = {
     {RLIMIT_NOFILE, 1024},
 };
 
+/*
+ * An appliance: QEMU with 1.25 GiB for the guest, its translated code, and the file
+ * system of the appliance (4 GiB, sparse) when that is being built.
+ */
+static const Limit appliance_limits[] = {
+    {RLIMIT_AS, (rlim_t)8 << 30},
+    {RLIMIT_STACK, (rlim_t)8 << 20},
+    {RLIMIT_CORE, 0},
+    {RLIMIT_FSIZE, (rlim_t)8 << 30},
+    {RLIMIT_NOFILE, 4096},
+};
+
+_Static_assert(sizeof limits == sizeof appliance_limits, "the same limits for both");
+
 const char *child_step_name(int step)
 {
     return step >= 0 && (size_t)step < sizeof step_names / sizeof *step_names ? step_names[step]
@@ -125,18 +139,20 @@ static void arrange_descriptors(ChildExec *exec)
 
 static void set_limits(const ChildExec *exec)
 {
+    const Limit *wanted = exec->appliance ? appliance_limits : limits;
+
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
         struct rlimit limit;
 
-        if (getrlimit(limits[i].resource, &limit) < 0) {
+        if (getrlimit(wanted[i].resource, &limit) < 0) {
             fail(exec, STEP_LIMITS);
         }
         /* Ours may be lower already, and only root could raise it again. */
-        if (limit.rlim_max > limits[i].limit) {
-            limit.rlim_max = limits[i].limit;
+        if (limit.rlim_max > wanted[i].limit) {
+            limit.rlim_max = wanted[i].limit;
         }
         limit.rlim_cur = limit.rlim_max;
-        if (setrlimit(limits[i].resource, &limit) < 0) {
+        if (setrlimit(wanted[i].resource, &limit) < 0) {
             fail(exec, STEP_LIMITS);
         }
     }

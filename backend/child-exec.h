@@ -22,6 +22,7 @@ typedef struct {
     char *const *envp;
     char *listen_pid;          /* inside envp: where the digits of LISTEN_PID go */
     pid_t parent;              /* who must still be our parent */
+    int appliance;             /* limits for a virtual machine instead of qemu-nbd's */
     int null_fd;               /* becomes 0 and 1 */
     int stderr_fd;             /* becomes 2 */
     int listen_fd;             /* becomes 3 */

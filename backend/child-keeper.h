@@ -14,9 +14,10 @@
  */
 struct BeChild {
     gatomicrefcount refs;      /* the caller's, and the keeper's while it runs */
-    pid_t pid;                 /* constant after the start, as the next three */
+    pid_t pid;                 /* constant after the start, as the next four */
     int pidfd;
-    char *socket_path;
+    const char *name;          /* in messages */
+    char *socket_path;         /* NULL: it has none */
     dev_t socket_dev;
     GMutex lock;
     GCond changed;             /* when it ended */

@@ -102,8 +102,8 @@ static void remove_socket(BeChild *child)
     ino = child->socket_ino;
     child->socket_ino = 0;
     g_mutex_unlock(&child->lock);
-    if (ino != 0 && lstat(child->socket_path, &st) == 0 && st.st_dev == child->socket_dev
-        && st.st_ino == ino) {
+    if (child->socket_path && ino != 0 && lstat(child->socket_path, &st) == 0
+        && st.st_dev == child->socket_dev && st.st_ino == ino) {
         unlink(child->socket_path);
     }
 }
@@ -205,11 +205,12 @@ static gboolean read_status(int fd, const char *program, GError **error)
 }
 
 static gboolean run(BeChild *child, Launch *launch, const char *program, const char *const *argv,
-                    GError **error)
+                    gboolean appliance, GError **error)
 {
     char listen_pid[sizeof "LISTEN_PID=" + CHILD_PID_DIGITS] = "LISTEN_PID=";
     /* Few arenas: each takes 64 MiB of the address space the child may have. */
     const char *const envp[] = {"PATH=" SEARCH_PATH, "LANG=C",   "MALLOC_ARENA_MAX=2",
+                                "HOME=/",            "TMPDIR=/tmp",
                                 "LISTEN_FDS=1",      listen_pid, NULL};
     long max_fds = sysconf(_SC_OPEN_MAX);
     ChildExec exec = {
@@ -218,6 +219,7 @@ static gboolean run(BeChild *child, Launch *launch, const char *program, const c
         .envp = (char *const *)envp,
         .listen_pid = listen_pid + strlen(listen_pid),
         .parent = getpid(),
+        .appliance = appliance,
         .null_fd = launch->null_fd,
         .stderr_fd = launch->stderr_fd,
         .listen_fd = launch->listen_fd,
@@ -325,13 +327,14 @@ static gboolean wait_ready(BeChild *child, const struct sockaddr_un *address, GE
     return good;
 }
 
-static BeChild *child_new(const char *socket_path)
+static BeChild *child_new(const char *name, const char *socket_path)
 {
     BeChild *child = g_new0(BeChild, 1);
 
     g_atomic_ref_count_init(&child->refs);
     child->pidfd = -1;
     child->stderr_fd = -1;
+    child->name = name;
     child->socket_path = g_strdup(socket_path);
     child->output = g_string_new(NULL);
     g_mutex_init(&child->lock);
@@ -388,11 +391,28 @@ BeChild *be_child_start_qemu_nbd(const BeQemuNbd *server, GError **error)
     if (!program || !socket_address(server->socket_path, &address, error)) {
         return NULL;
     }
-    child = child_new(server->socket_path);
+    child = child_new("qemu-nbd", server->socket_path);
     launch.listen_fd = bind_socket(child, &address, error);
     if (launch.listen_fd < 0 || !launch_open(&launch, child, error)
-        || !run(child, &launch, program, (const char *const *)argv->pdata, error)
+        || !run(child, &launch, program, (const char *const *)argv->pdata, FALSE, error)
         || !wait_ready(child, &address, error)) {
+        return NULL;
+    }
+    return g_steal_pointer(&child);
+}
+
+BeChild *be_child_start_appliance(const char *program, const char *const *argv, int fd,
+                                  GError **error)
+{
+    g_auto(Launch) launch = {-1, -1, -1, -1, -1};
+    g_autoptr(BeChild) child = child_new("the appliance", NULL);
+
+    launch.listen_fd = fcntl(fd, F_DUPFD_CLOEXEC, CHILD_FD_MIN);
+    if (launch.listen_fd < 0) {
+        be_error_set_errno(error, errno, "cannot start %s", program);
+        return NULL;
+    }
+    if (!launch_open(&launch, child, error) || !run(child, &launch, program, argv, TRUE, error)) {
         return NULL;
     }
     return g_steal_pointer(&child);
@@ -446,10 +466,10 @@ char *be_child_failure(BeChild *child)
         return NULL;
     }
     if (WIFSIGNALED(status)) {
-        return g_strdup_printf("qemu-nbd was ended by signal %d: %s", WTERMSIG(status),
+        return g_strdup_printf("%s was ended by signal %d: %s", child->name, WTERMSIG(status),
                                reason_in(said));
     }
-    return g_strdup_printf("qemu-nbd ended with code %d: %s", WEXITSTATUS(status),
+    return g_strdup_printf("%s ended with code %d: %s", child->name, WEXITSTATUS(status),
                            reason_in(said));
 }
 

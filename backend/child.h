@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * child.h - helper processes that never outlive us: qemu-nbd over an image.
+ * child.h - helper processes that never outlive us: qemu-nbd over an image, and
+ * appliances.
  *
  * Any thread may call these.  The first call starts a thread "child" that lives
  * as long as the process: it forks all children, so that PR_SET_PDEATHSIG (which
@@ -39,6 +40,19 @@ typedef struct {
  * when it ended, ETIMEDOUT, or the errno of a system call.
  */
 BeChild *be_child_start_qemu_nbd(const BeQemuNbd *server, GError **error);
+
+/**
+ * be_child_start_appliance:
+ * @program: absolute path of vmsnapfs-files
+ * @argv: NULL-terminated, with the program's name
+ * @fd: becomes its descriptor 3; stays the caller's
+ *
+ * Starts the program that runs an appliance; does not wait for it to do anything.
+ * It has room for a virtual machine, and is killed when we die.
+ * Returns: the child, or NULL with the errno of a system call.
+ */
+BeChild *be_child_start_appliance(const char *program, const char *const *argv, int fd,
+                                  GError **error);
 
 /**
  * be_child_pid: its process number, for records; stays after its end.

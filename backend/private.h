@@ -7,6 +7,7 @@
  *   be-timer    a GMainContext: deadlines, polling            nothing
  *   queries, 2  the inventory, slow texts, refused jobs       libvirt, seconds
  *   actions, 4  what changes something; one per domain        libvirt, minutes
+ *   files       one for each appliance: its process, its disks   poll
  *   streams     pollers and openers of their own (stream.h)   poll, connect
  * Queries and actions have a connection each, because libvirtd serves five
  * requests of a connection at once, and a freeze must not stop an `ls`.
@@ -31,6 +32,7 @@ typedef struct BeJobs BeJobs;
 typedef struct BeBackups BeBackups;
 typedef struct BeFreezes BeFreezes;
 typedef struct BePauses BePauses;
+typedef struct BeFilesPool BeFilesPool;
 
 struct Be {
     char *uri;
@@ -59,6 +61,7 @@ struct Be {
     BeBackups *backups;
     BeFreezes *freezes;        /* NULL on a read-only mount */
     BePauses *pauses;
+    BeFilesPool *files_pool;
 
     GMainContext *timer_context;
     GMainLoop *timer_loop;

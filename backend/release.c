@@ -9,11 +9,13 @@
 
 #include "backend/backup.h"
 #include "backend/disk.h"
+#include "backend/files.h"
 #include "backend/scratch.h"
 #include "backend/step.h"
 
 void backup_close_streams(Backup *backup)
 {
+    be_files_close(backup->files);
     for (guint i = 0; i < backup->pub.disks->len; i++) {
         be_disk_close(g_ptr_array_index(backup->pub.disks, i));
     }

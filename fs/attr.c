@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include "fs/guest.h"
+
 #define BLOCK_SIZE_HINT (128 * 1024)
 #define STATIC_SECONDS 3600.0
 #define STREAM_SECONDS 1.0
@@ -14,6 +16,7 @@ static mode_t file_type(FsKind kind)
 {
     switch (kind) {
     case FS_KIND_DIR:
+    case FS_KIND_GUEST:
         return S_IFDIR;
     case FS_KIND_LINK:
         return S_IFLNK;
@@ -50,6 +53,7 @@ static void fill_size(Fs *fs, const FsNode *node, struct stat *attr)
         attr->st_size = target ? (off_t)strlen(target) : 0;
         break;
     case FS_KIND_DIR:
+    case FS_KIND_GUEST:
     case FS_KIND_ATTR:
     case FS_KIND_CONTROL:
     case FS_KIND_FEED:
@@ -63,7 +67,7 @@ static void fill_size(Fs *fs, const FsNode *node, struct stat *attr)
  */
 static gid_t group_of(const Fs *fs, FsKind kind)
 {
-    gboolean data = kind == FS_KIND_STREAM || kind == FS_KIND_DIR;
+    gboolean data = kind == FS_KIND_STREAM || kind == FS_KIND_DIR || kind == FS_KIND_GUEST;
 
     return data && fs->data_gid != (gid_t)-1 ? fs->data_gid : fs->gid;
 }
@@ -73,6 +77,9 @@ void fs_attr_fill(Fs *fs, const FsNode *node, struct stat *attr)
     gint64 time_us = node->item && node->item->time_us ? node->item->time_us : fs->started_us;
     gboolean owned = node->item && node->item->owner != (uid_t)-1;
 
+    if (node->def->kind == FS_KIND_GUEST && fs_guest_attr(fs, node, attr)) {
+        return;
+    }
     memset(attr, 0, sizeof(*attr));
     attr->st_ino = node->ino;
     attr->st_mode = file_type(node->def->kind) | (node->def->mode & ~fs->umask);
@@ -92,6 +99,8 @@ double fs_attr_timeout(const FsNode *node)
     switch (node->def->kind) {
     case FS_KIND_DIR:
         return STATIC_SECONDS;
+    case FS_KIND_GUEST:
+        return fs_guest_is_certain(node) ? STATIC_SECONDS : 0;
     case FS_KIND_STREAM:
         /* Not prepared: the kernel has to come back for the size. */
         return node->def->stream(node->item) ? STREAM_SECONDS : 0;
@@ -106,10 +115,11 @@ double fs_attr_timeout(const FsNode *node)
 
 double fs_entry_timeout(const FsNode *node)
 {
-    gboolean object = node->parent && node->item != node->parent->item;
+    gboolean guest = node->def->kind == FS_KIND_GUEST;
+    gboolean object = !guest && node->parent && node->item != node->parent->item;
 
     if (object || node->def->kind == FS_KIND_CONTROL || node->def->kind == FS_KIND_LINK
-        || node->def->make) {
+        || node->def->make || (guest && !fs_guest_is_certain(node))) {
         return 0;
     }
     return STATIC_SECONDS;

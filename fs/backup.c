@@ -360,3 +360,10 @@ void fs_backup_disk_xattrs(FsItem *item, FsXattrAdd add, gpointer user)
 {
     fs_backup_xattrs(item->parent, add, user);
 }
+
+/* ---- The guest's files ------------------------------------------------------ */
+
+BeFiles *fs_backup_files(FsItem *item)
+{
+    return be_backup_files(item->data);
+}

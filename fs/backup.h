@@ -39,3 +39,6 @@ void fs_backup_fetch_map(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
 BeJob *fs_backup_run_begin(const FsAct *act, const FsCommand *command, GError **error);
 
 extern const FsVerb fs_backup_verbs[];
+
+/* GUEST */
+BeFiles *fs_backup_files(FsItem *item);

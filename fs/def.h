@@ -25,6 +25,7 @@ typedef enum {
     FS_KIND_STREAM,            /* point-in-time data */
     FS_KIND_FEED,              /* events as they come; the one file that blocks */
     FS_KIND_LINK,              /* symbolic link whose text is `target` */
+    FS_KIND_GUEST,             /* the guest's files, and the directory they are in: guest.h */
 } FsKind;
 
 typedef enum {
@@ -127,6 +128,9 @@ struct FsDef {
 
     /* LINK: the text, to be freed, or NULL: there is no such link now */
     char *(*target)(Fs *fs, FsItem *item);
+
+    /* GUEST: of the row that the files are below; borrowed, valid as long as the item */
+    BeFiles *(*files)(FsItem *item);
 
     /* DIR and STREAM: the constants of the object, or NULL */
     void (*xattrs)(FsItem *item, FsXattrAdd add, gpointer user);

@@ -29,6 +29,9 @@ static gboolean is_there(Fs *fs, const FsDef *row, FsItem *item)
 {
     g_autofree char *target = row->target ? row->target(fs, item) : NULL;
 
+    if (row->kind == FS_KIND_GUEST && fs->guest_files == FS_FILES_OFF) {
+        return FALSE;
+    }
     return (!row->target || target) && (!row->stream || row->prepare || row->stream(item));
 }
 
@@ -121,8 +124,20 @@ static void add_entry(GPtrArray *entries, const char *name, guint64 ino, FsKind 
 
     entry->name = g_strdup(name);
     entry->ino = ino;
-    entry->mode = kind == FS_KIND_DIR ? S_IFDIR : kind == FS_KIND_LINK ? S_IFLNK : S_IFREG;
+    if (kind == FS_KIND_DIR || kind == FS_KIND_GUEST) {
+        entry->mode = S_IFDIR;
+    } else {
+        entry->mode = kind == FS_KIND_LINK ? S_IFLNK : S_IFREG;
+    }
     g_ptr_array_add(entries, entry);
+}
+
+static gboolean row_is_listed(const Fs *fs, const FsDef *row)
+{
+    if (row->kind == FS_KIND_GUEST) {
+        return fs->guest_files == FS_FILES_LISTED;
+    }
+    return !(row->flags & FS_HIDDEN);
 }
 
 /*
@@ -139,7 +154,7 @@ static GPtrArray *entries_new(Fs *fs, FsNode *dir)
     for (const FsDef *row = dir->def->rows; row && row->name; row++) {
         gboolean shadowed = listing && g_hash_table_contains(listing->by_name, row->name);
 
-        if (!(row->flags & FS_HIDDEN) && !shadowed && static_row(fs, dir, row->name)) {
+        if (row_is_listed(fs, row) && !shadowed && static_row(fs, dir, row->name)) {
             add_entry(entries, row->name, fs_node_child_ino(dir, row, dir->item), row->kind);
         }
     }
@@ -161,6 +176,16 @@ void fs_dir_open(FsReq *req)
     fs_req_unref(req);
 }
 
+/* Without a node: the kernel then asks for the attributes when it wants them. */
+static gsize add_to_page(const FsReq *req, char *at, gsize room, const FsDirEntry *entry,
+                         off_t next)
+{
+    struct fuse_entry_param param = {.attr = {.st_ino = entry->ino, .st_mode = entry->mode}};
+
+    return req->plus ? fuse_add_direntry_plus(req->fuse, at, room, entry->name, &param, next)
+                     : fuse_add_direntry(req->fuse, at, room, entry->name, &param.attr, next);
+}
+
 void fs_dir_read(FsReq *req)
 {
     FsFile *file = req->file;
@@ -174,16 +199,14 @@ void fs_dir_read(FsReq *req)
     file->entries_read = TRUE;
     for (guint i = (guint)MIN(req->offset, file->entries->len); i < file->entries->len; i++) {
         const FsDirEntry *entry = g_ptr_array_index(file->entries, i);
-        struct stat attr = {.st_ino = entry->ino, .st_mode = entry->mode};
-        gsize need = fuse_add_direntry(req->fuse, buffer + used, req->size - used, entry->name,
-                                       &attr, (off_t)i + 1);
+        gsize need = add_to_page(req, buffer + used, req->size - used, entry, (off_t)i + 1);
 
         if (need > req->size - used) {
             break;
         }
         used += need;
     }
-    fs_req_buf(req, buffer, used);
+    (void)fs_req_buf(req, buffer, used);
     fs_req_unref(req);
 }
 
@@ -439,7 +462,7 @@ void fs_dir_rmdir(FsReq *req)
 
     if (!def) {
         fs_req_error(req, ENOENT);
-    } else if (def->kind != FS_KIND_DIR) {
+    } else if (def->kind != FS_KIND_DIR && def->kind != FS_KIND_GUEST) {
         fs_req_error(req, ENOTDIR);
     } else if (def->drop) {
         remove_object(req, item);

@@ -123,7 +123,9 @@ void fs_failures_add(FsFailures *failures, FsItem *item, const BeCaller *caller,
     failures->sequence++;
     line = line_new(failures->sequence, caller, operation, errnum, text);
     for (; item; item = item->parent) {
-        append_locked(failures, item->id, line);
+        if (!item->is_part) {
+            append_locked(failures, item->id, line);
+        }
     }
     g_mutex_unlock(&failures->lock);
 }

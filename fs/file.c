@@ -7,6 +7,18 @@
 #include "fs/file.h"
 
 #include "fs/control.h"
+#include "fs/guest.h"
+
+/* Whether an object must not end under it. */
+static gboolean reads_data(const FsFile *file)
+{
+    struct stat attr;
+
+    if (file->node->def->kind == FS_KIND_GUEST) {
+        return fs_guest_attr(file->fs, file->node, &attr) && S_ISREG(attr.st_mode);
+    }
+    return file->node->def->kind == FS_KIND_STREAM;
+}
 
 FsFile *fs_file_new(Fs *fs, FsNode *node, pid_t pid)
 {
@@ -38,6 +50,8 @@ void fs_file_unref(FsFile *file)
     g_clear_pointer(&file->text, g_bytes_unref);
     g_clear_pointer(&file->control, fs_control_unref);
     g_clear_pointer(&file->reader, be_reader_free);
+    g_clear_pointer(&file->guest, be_file_reader_free);
+    fs_guest_list_free(file->list);
     fs_node_unref(file->fs->nodes, file->node);
     g_free(file);
 }
@@ -64,8 +78,7 @@ pid_t fs_file_reader_of(Fs *fs, FsItem *item)
     while (pid == 0 && g_hash_table_iter_next(&iter, &key, NULL)) {
         const FsFile *file = key;
 
-        if (file->node->def->kind == FS_KIND_STREAM
-            && fs_item_is_within(file->node->item, item->id)) {
+        if (reads_data(file) && fs_item_is_within(file->node->item, item->id)) {
             pid = file->pid ? file->pid : -1;
         }
     }

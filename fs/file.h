@@ -8,6 +8,7 @@
 
 typedef struct FsControl FsControl;
 typedef struct FsFile FsFile;
+typedef struct FsGuestList FsGuestList;
 
 /* One entry of a directory as it was at opendir. */
 typedef struct {
@@ -26,6 +27,8 @@ struct FsFile {
     GBytes *text;              /* ATTR */
     FsControl *control;        /* CONTROL */
     BeReader *reader;          /* STREAM */
+    BeFileReader *guest;       /* GUEST: a file */
+    FsGuestList *list;         /* GUEST: a directory */
     FsFeedCursor cursor;       /* FEED */
 };
 

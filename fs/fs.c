@@ -93,6 +93,9 @@ static void set_config(Fs *fs, const FsConfig *config)
     fs->read_only = config->read_only;
     fs->allow_other = config->allow_other;
     fs->mkdir_off = config->mkdir_off;
+    fs->guest_files = config->files;
+    fs->links_raw = config->links_raw;
+    fs->guest_owner = geteuid() != 0;
     fs->debug = config->debug;
     fs->action_timeout = config->action_timeout ? config->action_timeout : 30;
 }
@@ -385,6 +388,8 @@ static const char *kind_name(FsKind kind)
         return "feed";
     case FS_KIND_LINK:
         return "link";
+    case FS_KIND_GUEST:
+        return "guest";
     }
     return "?";
 }

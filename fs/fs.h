@@ -16,6 +16,15 @@
 typedef struct Fs Fs;
 
 /**
+ * FsFilesMode: the directories `files` with the guest's own files.
+ */
+typedef enum {
+    FS_FILES_HIDDEN,           /* open by name, readdir does not list them */
+    FS_FILES_LISTED,
+    FS_FILES_OFF,
+} FsFilesMode;
+
+/**
  * FsConfig: how the tree shows itself; strings are copied.
  */
 typedef struct {
@@ -28,6 +37,8 @@ typedef struct {
     gboolean read_only;        /* -o ro: nothing can be made, ended or commanded */
     gboolean allow_other;
     gboolean mkdir_off;        /* -o mkdir=off: only the control files make objects */
+    FsFilesMode files;
+    gboolean links_raw;        /* links of a guest show its own text, wherever it leads */
     gboolean debug;            /* log each request */
     guint action_timeout;      /* seconds until an action answers ETIMEDOUT; 0: 30 */
     const char *fuse_options;  /* further options for the kernel, comma separated, or NULL */

@@ -20,6 +20,8 @@ struct FsItem {
     char *file_name;           /* as the directory shows it */
     gint64 time_us;            /* the point in time; mtime and ctime */
     uid_t owner;               /* (uid_t)-1: the mount's */
+    guint64 ino;               /* st_ino; 0: a hash of where it is */
+    gboolean is_part;          /* no object: its failures are those of its parent */
     gpointer data;             /* BeDomain, BeBackup, BeDisk... */
     GDestroyNotify free_data;
 };

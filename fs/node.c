@@ -172,7 +172,7 @@ guint64 fs_node_child_ino(const FsNode *parent, const FsDef *def, const FsItem *
     const char *identity = item && item != parent->item ? item->id : "";
     const char *const parts[] = {parent_ino, def->name, identity, NULL};
 
-    return fs_name_inode(parts);
+    return *identity && item->ino ? item->ino : fs_name_inode(parts);
 }
 
 /* A new node with one reference, not yet in the table. */

@@ -17,6 +17,7 @@
 #include "fs/dir.h"
 #include "fs/file.h"
 #include "fs/follow.h"
+#include "fs/guest.h"
 #include "fs/stream.h"
 #include "fs/text.h"
 #include "fs/xattr.h"
@@ -24,6 +25,21 @@
 static Fs *fs_of(fuse_req_t fuse)
 {
     return fuse_req_userdata(fuse);
+}
+
+static gboolean is_guest(const FsReq *req)
+{
+    return req->node->def->kind == FS_KIND_GUEST;
+}
+
+/* A change of what is in a directory; @removal: something would go from it. */
+static void change_entry(FsReq *req, void (*change)(FsReq *req), gboolean removal)
+{
+    if (req && is_guest(req)) {
+        fs_guest_refuse(req, removal);
+    } else if (req) {
+        change(req);
+    }
 }
 
 /* ---- Life of the session ------------------------------------------------ */
@@ -73,7 +89,9 @@ static void op_lookup(fuse_req_t fuse, fuse_ino_t parent, const char *name)
 {
     FsReq *req = fs_req_new(fs_of(fuse), fuse, "lookup", parent, name, NULL);
 
-    if (req) {
+    if (req && is_guest(req)) {
+        fs_guest_lookup(req);
+    } else if (req) {
         when_fresh(req, fs_dir_lookup);
     }
 }
@@ -96,28 +114,19 @@ static void op_mkdir(fuse_req_t fuse, fuse_ino_t parent, const char *name,
                      mode_t mode G_GNUC_UNUSED)
 {
     FsReq *req = fs_req_new(fs_of(fuse), fuse, "mkdir", parent, name, NULL);
-
-    if (req) {
-        fs_dir_mkdir(req);
-    }
+    change_entry(req, fs_dir_mkdir, FALSE);
 }
 
 static void op_rmdir(fuse_req_t fuse, fuse_ino_t parent, const char *name)
 {
     FsReq *req = fs_req_new(fs_of(fuse), fuse, "rmdir", parent, name, NULL);
-
-    if (req) {
-        fs_dir_rmdir(req);
-    }
+    change_entry(req, fs_dir_rmdir, TRUE);
 }
 
 static void op_unlink(fuse_req_t fuse, fuse_ino_t parent, const char *name)
 {
     FsReq *req = fs_req_new(fs_of(fuse), fuse, "unlink", parent, name, NULL);
-
-    if (req) {
-        fs_dir_refuse_removal(req);
-    }
+    change_entry(req, fs_dir_refuse_removal, TRUE);
 }
 
 static void op_rename(fuse_req_t fuse, fuse_ino_t parent, const char *name,
@@ -125,19 +134,13 @@ static void op_rename(fuse_req_t fuse, fuse_ino_t parent, const char *name,
                       unsigned int flags G_GNUC_UNUSED)
 {
     FsReq *req = fs_req_new(fs_of(fuse), fuse, "rename", parent, name, NULL);
-
-    if (req) {
-        fs_dir_rename(req);
-    }
+    change_entry(req, fs_dir_rename, TRUE);
 }
 
 static void refuse_creation(fuse_req_t fuse, const char *op, fuse_ino_t parent, const char *name)
 {
     FsReq *req = fs_req_new(fs_of(fuse), fuse, op, parent, name, NULL);
-
-    if (req) {
-        fs_dir_refuse_creation(req);
-    }
+    change_entry(req, fs_dir_refuse_creation, FALSE);
 }
 
 static void op_mknod(fuse_req_t fuse, fuse_ino_t parent, const char *name,
@@ -170,6 +173,10 @@ static void op_readlink(fuse_req_t fuse, fuse_ino_t ino)
     g_autofree char *target = NULL;
 
     if (!req) {
+        return;
+    }
+    if (is_guest(req)) {
+        fs_guest_readlink(req);
         return;
     }
     if (req->node->def->kind == FS_KIND_LINK) {
@@ -262,7 +269,7 @@ static void op_getxattr(fuse_req_t fuse, fuse_ino_t ino, const char *name, size_
 
     if (req) {
         req->size = size;
-        fs_xattr_get(req, name);
+        (is_guest(req) ? fs_guest_getxattr : fs_xattr_get)(req, name);
     }
 }
 
@@ -272,7 +279,7 @@ static void op_listxattr(fuse_req_t fuse, fuse_ino_t ino, size_t size)
 
     if (req) {
         req->size = size;
-        fs_xattr_list(req);
+        (is_guest(req) ? fs_guest_listxattr : fs_xattr_list)(req);
     }
 }
 
@@ -327,21 +334,36 @@ static void op_opendir(fuse_req_t fuse, fuse_ino_t ino, struct fuse_file_info *f
 {
     FsReq *req = fs_req_new(fs_of(fuse), fuse, "opendir", ino, NULL, fi);
 
-    if (req) {
+    if (req && is_guest(req)) {
+        fs_guest_opendir(req);
+    } else if (req) {
         when_fresh(req, fs_dir_open);
     }
 }
 
-static void op_readdir(fuse_req_t fuse, fuse_ino_t ino, size_t size, off_t offset,
-                       struct fuse_file_info *fi)
+static void read_entries(fuse_req_t fuse, fuse_ino_t ino, size_t size, off_t offset,
+                         struct fuse_file_info *fi, gboolean plus)
 {
     FsReq *req = fs_req_new(fs_of(fuse), fuse, "readdir", ino, NULL, fi);
 
     if (req) {
         req->size = size;
         req->offset = offset;
-        fs_dir_read(req);
+        req->plus = plus;
+        (is_guest(req) ? fs_guest_readdir : fs_dir_read)(req);
     }
+}
+
+static void op_readdir(fuse_req_t fuse, fuse_ino_t ino, size_t size, off_t offset,
+                       struct fuse_file_info *fi)
+{
+    read_entries(fuse, ino, size, offset, fi, FALSE);
+}
+
+static void op_readdirplus(fuse_req_t fuse, fuse_ino_t ino, size_t size, off_t offset,
+                           struct fuse_file_info *fi)
+{
+    read_entries(fuse, ino, size, offset, fi, TRUE);
 }
 
 /* ---- Files ---------------------------------------------------------------- */
@@ -388,6 +410,9 @@ static void open_by_kind(FsReq *req)
     case FS_KIND_STREAM:
         fs_stream_open(req);
         return;
+    case FS_KIND_GUEST:
+        fs_guest_open(req);
+        return;
     case FS_KIND_CONTROL:
     case FS_KIND_FEED:
         open_plain(req);
@@ -417,16 +442,6 @@ static void op_open(fuse_req_t fuse, fuse_ino_t ino, struct fuse_file_info *fi)
     open_by_kind(req);
 }
 
-static void read_text(FsReq *req)
-{
-    gsize size;
-    const char *text = g_bytes_get_data(req->file->text, &size);
-    gsize start = MIN((gsize)req->offset, size);
-
-    fs_req_buf(req, text ? text + start : "", MIN(req->size, size - start));
-    fs_req_unref(req);
-}
-
 static void op_read(fuse_req_t fuse, fuse_ino_t ino, size_t size, off_t offset,
                     struct fuse_file_info *fi)
 {
@@ -439,7 +454,7 @@ static void op_read(fuse_req_t fuse, fuse_ino_t ino, size_t size, off_t offset,
     req->offset = offset;
     switch (req->node->def->kind) {
     case FS_KIND_ATTR:
-        read_text(req);
+        fs_text_read(req);
         return;
     case FS_KIND_CONTROL:
         fs_control_read(req);
@@ -449,6 +464,9 @@ static void op_read(fuse_req_t fuse, fuse_ino_t ino, size_t size, off_t offset,
         return;
     case FS_KIND_FEED:
         fs_follow_read(req);
+        return;
+    case FS_KIND_GUEST:
+        fs_guest_read(req);
         return;
     case FS_KIND_DIR:
     case FS_KIND_LINK:
@@ -475,21 +493,6 @@ static void op_write(fuse_req_t fuse, fuse_ino_t ino, const char *data, size_t s
     }
 }
 
-/* A text is all data. */
-static void lseek_text(FsReq *req)
-{
-    off_t size = (off_t)g_bytes_get_size(req->file->text);
-
-    if (req->whence != SEEK_DATA && req->whence != SEEK_HOLE) {
-        fs_req_error(req, EINVAL);
-    } else if (req->offset < 0 || req->offset >= size) {
-        fs_req_error(req, ENXIO);
-    } else {
-        fs_req_lseek(req, req->whence == SEEK_DATA ? req->offset : size);
-    }
-    fs_req_unref(req);
-}
-
 static void op_lseek(fuse_req_t fuse, fuse_ino_t ino, off_t offset, int whence,
                      struct fuse_file_info *fi)
 {
@@ -502,8 +505,10 @@ static void op_lseek(fuse_req_t fuse, fuse_ino_t ino, off_t offset, int whence,
     req->whence = whence;
     if (req->node->def->kind == FS_KIND_STREAM) {
         fs_stream_lseek(req);
+    } else if (is_guest(req)) {
+        fs_guest_lseek(req);
     } else if (req->node->def->kind == FS_KIND_ATTR) {
-        lseek_text(req);
+        fs_text_lseek(req);
     } else {
         fs_req_error(req, EINVAL);
         fs_req_unref(req);
@@ -567,6 +572,7 @@ const struct fuse_lowlevel_ops fs_ops = {
     .fsync = op_fsync,
     .opendir = op_opendir,
     .readdir = op_readdir,
+    .readdirplus = op_readdirplus,
     .releasedir = op_release,
     .fsyncdir = op_fsync,
     .statfs = op_statfs,

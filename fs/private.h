@@ -35,6 +35,9 @@ struct Fs {
     gboolean read_only;
     gboolean allow_other;
     gboolean mkdir_off;
+    FsFilesMode guest_files;
+    gboolean links_raw;
+    gboolean guest_owner;      /* the guest's files are shown as the mount owner's */
     gboolean debug;
     guint action_timeout;      /* seconds */
     gint64 started_us;

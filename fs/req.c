@@ -305,14 +305,15 @@ void fs_req_open(FsReq *req, FsFile *file)
     }
 }
 
-void fs_req_buf(FsReq *req, const void *data, gsize size)
+gboolean fs_req_buf(FsReq *req, const void *data, gsize size)
 {
     fuse_req_t fuse = take(req);
 
-    if (fuse) {
-        answered(req, 0);
-        fuse_reply_buf(fuse, data, size);
+    if (!fuse) {
+        return FALSE;
     }
+    answered(req, 0);
+    return fuse_reply_buf(fuse, data, size) == 0;
 }
 
 void fs_req_iov(FsReq *req, const struct iovec *iov, int count)

@@ -32,6 +32,7 @@ struct FsReq {
     gsize size;
     off_t offset;
     int whence;
+    gboolean plus;             /* READDIR: with attributes */
     gboolean looked_again;     /* LOOKUP: the inventory was read for it */
     gpointer data;             /* of whoever works on the request */
     void (*resume)(FsReq *req);
@@ -78,7 +79,7 @@ void fs_req_error(FsReq *req, int errnum);          /* 0: success without data *
 void fs_req_entry(FsReq *req, FsNode *child);       /* (transfer full): from fs_node_lookup() */
 void fs_req_attr(FsReq *req, const struct stat *attr, double timeout);
 void fs_req_open(FsReq *req, FsFile *file);         /* (transfer full): req->fi is sent */
-void fs_req_buf(FsReq *req, const void *data, gsize size);
+gboolean fs_req_buf(FsReq *req, const void *data, gsize size);   /* whether it was taken */
 void fs_req_iov(FsReq *req, const struct iovec *iov, int count);
 void fs_req_write(FsReq *req, gsize size);
 void fs_req_readlink(FsReq *req, const char *target);

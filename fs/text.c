@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "fs/file.h"
 #include "fs/req.h"
 
 #define KEPT_US (G_USEC_PER_SEC / 2)
@@ -261,4 +262,31 @@ void fs_text_get(FsReq *req, FsTextUse use, FsTextDone done)
     } else {
         wait_for_fetch(req, done);
     }
+}
+
+/* ---- Reading an open one ------------------------------------------------------ */
+
+void fs_text_read(FsReq *req)
+{
+    gsize size;
+    const char *text = g_bytes_get_data(req->file->text, &size);
+    gsize start = MIN((gsize)req->offset, size);
+
+    (void)fs_req_buf(req, text ? text + start : "", MIN(req->size, size - start));
+    fs_req_unref(req);
+}
+
+/* A text is all data. */
+void fs_text_lseek(FsReq *req)
+{
+    off_t size = (off_t)g_bytes_get_size(req->file->text);
+
+    if (req->whence != SEEK_DATA && req->whence != SEEK_HOLE) {
+        fs_req_error(req, EINVAL);
+    } else if (req->offset < 0 || req->offset >= size) {
+        fs_req_error(req, ENXIO);
+    } else {
+        fs_req_lseek(req, req->whence == SEEK_DATA ? req->offset : size);
+    }
+    fs_req_unref(req);
 }

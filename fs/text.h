@@ -39,3 +39,10 @@ typedef enum {
  * who opens, asks for the size and reads (cp) gets the whole and no more.
  */
 void fs_text_get(FsReq *req, FsTextUse use, FsTextDone done);
+
+/**
+ * fs_text_read, fs_text_lseek: of an open text (req->file).  Answer the request
+ * (transfer full) at once.
+ */
+void fs_text_read(FsReq *req);
+void fs_text_lseek(FsReq *req);

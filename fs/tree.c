@@ -13,6 +13,7 @@
  *           disks/ <target>.raw
  *           full/  <target>.qcow2
  *           maps/  <target>.json
+ *           files/ root/ <device>/     and below them the guest's own
  *
  * A new file is one row here and one small function; vmsnapfs(5) has a line
  * for each, and a test holds the two together.  Constant; any thread.
@@ -34,6 +35,7 @@
     {.name = n, .kind = FS_KIND_STREAM, .mode = 0400, .stream = f, .flags = FS_SECRET}
 #define CONTROL_ROW(v) {.name = "control", .kind = FS_KIND_CONTROL, .mode = 0600, .verbs = v}
 #define LINK_ROW(n, f) {.name = n, .kind = FS_KIND_LINK, .mode = 0777, .target = f}
+#define GUEST_ROW(n, ...) {.name = n, .kind = FS_KIND_GUEST, .mode = 0750, __VA_ARGS__}
 #define END_ROW {.name = NULL}
 
 static const FsDef disk_row = DATA_ROW("<target>.raw", .stream = fs_backup_disk_stream,
@@ -45,6 +47,9 @@ static const FsDef full_row =
 
 static const FsDef map_row =
     TEXT_ROW("<target>.json", .fetch = fs_backup_fetch_map, .flags = FS_SLOW);
+
+/* Below it the guest's own tree goes on, by this same row. */
+static const FsDef guest_row = GUEST_ROW("<device>");
 
 static const FsDef backup_rows[] = {
     TEXT_ROW("created", .show = fs_backup_show_created),
@@ -65,6 +70,7 @@ static const FsDef backup_rows[] = {
     /* Their sizes want the map, for which qemu-nbd may have to start: not for walkers. */
     DIR_ROW("full", .list = fs_backup_full_list, .child = &full_row, .flags = FS_HIDDEN),
     DIR_ROW("maps", .list = fs_backup_maps_list, .child = &map_row, .flags = FS_HIDDEN),
+    GUEST_ROW("files", .files = fs_backup_files, .child = &guest_row, .flags = FS_HIDDEN),
     END_ROW,
 };
 
@@ -154,6 +160,8 @@ static gboolean kind_fits(const FsDef *def)
         return TRUE;
     case FS_KIND_LINK:
         return def->target != NULL;
+    case FS_KIND_GUEST:
+        return (def->files != NULL) == (def->child != NULL) && !def->rows;
     }
     return FALSE;
 }
@@ -162,6 +170,7 @@ static mode_t mode_of_row(const FsDef *def)
 {
     switch (def->kind) {
     case FS_KIND_DIR:
+    case FS_KIND_GUEST:
         return 0750;
     case FS_KIND_CONTROL:
         return 0600;

@@ -33,14 +33,14 @@ static void collect_name(const char *name, const char *value G_GNUC_UNUSED, gpoi
     g_string_append_len(out, name, (gssize)strlen(name) + 1);
 }
 
-static void reply(FsReq *req, const GString *value)
+void fs_xattr_reply(FsReq *req, const void *data, gsize size)
 {
     if (req->size == 0) {
-        fs_req_xattr_size(req, value->len);
-    } else if (value->len > req->size) {
+        fs_req_xattr_size(req, size);
+    } else if (size > req->size) {
         fs_req_error(req, ERANGE);
     } else {
-        fs_req_buf(req, value->str, value->len);
+        (void)fs_req_buf(req, data, size);
     }
 }
 
@@ -54,7 +54,7 @@ void fs_xattr_get(FsReq *req, const char *name)
         req->node->def->xattrs(req->node->item, collect_value, &search);
     }
     if (search.found) {
-        reply(req, value);
+        fs_xattr_reply(req, value->str, value->len);
     } else {
         fs_req_error(req, g_str_has_prefix(name, "user.") ? ENODATA : EOPNOTSUPP);
     }
@@ -68,6 +68,6 @@ void fs_xattr_list(FsReq *req)
     if (req->node->def->xattrs) {
         req->node->def->xattrs(req->node->item, collect_name, names);
     }
-    reply(req, names);
+    fs_xattr_reply(req, names->str, names->len);
     fs_req_unref(req);
 }

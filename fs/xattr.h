@@ -18,3 +18,9 @@ void fs_xattr_get(FsReq *req, const char *name);
  * fs_xattr_list: the names; ERANGE.
  */
 void fs_xattr_list(FsReq *req);
+
+/**
+ * fs_xattr_reply: answers with a value or a list of names, or with its size;
+ * ERANGE.  The request stays the caller's.
+ */
+void fs_xattr_reply(FsReq *req, const void *data, gsize size);

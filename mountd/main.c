@@ -136,12 +136,22 @@ static Be *backend_new(const VmOptions *options, GError **error)
         .offline = options->offline_paused ? BE_OFFLINE_PAUSED : BE_OFFLINE_IMAGE,
         .recover = options->recover_end ? BE_RECOVER_END : BE_RECOVER_ADOPT,
         .idle_end = options->idle_end,
+        .appliances = options->appliances,
+        .appliance_idle = options->appliance_idle,
     };
 
     if (options->quiesce) {
         (void)be_quiesce_parse(options->quiesce, &config.quiesce);
     }
     return be_new(&config, error);
+}
+
+static FsFilesMode files_mode(const char *word)
+{
+    if (g_strcmp0(word, "off") == 0) {
+        return FS_FILES_OFF;
+    }
+    return g_strcmp0(word, "listed") == 0 ? FS_FILES_LISTED : FS_FILES_HIDDEN;
 }
 
 static Fs *filesystem_new(const VmOptions *options, Be *be, GError **error)
@@ -156,6 +166,8 @@ static Fs *filesystem_new(const VmOptions *options, Be *be, GError **error)
         .read_only = options->read_only,
         .allow_other = options->allow_other,
         .mkdir_off = !options->mkdir_on,
+        .files = files_mode(options->files),
+        .links_raw = options->links_raw,
         .debug = vm_log_wants_debug("fs"),
         .action_timeout = options->action_timeout,
         .fuse_options = options->kernel->len ? options->kernel->str : NULL,

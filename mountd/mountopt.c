@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define MAX_ACTION_TIMEOUT 3600
+#define MAX_APPLIANCES 64
 #define MAX_IDLE (7 * 24 * 3600)
 
 typedef struct OptionRow OptionRow;
@@ -97,6 +98,19 @@ static gboolean set_offline(const char *value, gpointer field, GError **error G_
     return TRUE;
 }
 
+static gboolean set_files(const char *value, gpointer field, GError **error)
+{
+    static const char *const words[] = {"hidden", "listed", "off", NULL};
+
+    return g_strv_contains(words, value) && set_string(value, field, error);
+}
+
+static gboolean set_links(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
+{
+    *(gboolean *)field = g_str_equal(value, "raw");
+    return *(gboolean *)field || g_str_equal(value, "inside");
+}
+
 static gboolean set_debug(const char *value G_GNUC_UNUSED, gpointer field, GError **error)
 {
     return set_string("all", field, error);
@@ -126,6 +140,11 @@ static gboolean set_seconds(const char *value, gpointer field, GError **error G_
 static gboolean set_idle(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
 {
     return set_number(value, 10, MAX_IDLE, field);
+}
+
+static gboolean set_appliances(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
+{
+    return set_number(value, 10, MAX_APPLIANCES, field) && *(guint32 *)field > 0;
 }
 
 /* The highest number is (uid_t)-1, "no change" to the kernel and no user. */
@@ -210,6 +229,14 @@ static const OptionRow option_rows[] = {
      "whether a backup freezes the guest's file systems"},
     {"offline", "image|paused", set_offline, FIELD(offline_paused),
      "how a machine that is off is backed up: from its images, or started paused"},
+    {"files", "hidden|listed|off", set_files, FIELD(files),
+     "the directories with the guests' own files"},
+    {"links", "inside|raw", set_links, FIELD(links_raw),
+     "raw: a guest's links show its own text, wherever it leads"},
+    {"appliances", "COUNT", set_appliances, FIELD(appliances),
+     "how many machines' files can be read at once"},
+    {"appliance-idle", "SECONDS", set_seconds, FIELD(appliance_idle),
+     "an appliance that nobody uses ends after that"},
     {"scratch", "DIR", set_directory, FIELD(scratch_dir), "where running backups keep old data"},
     {"scratch-reserve", "BYTES", set_bytes, FIELD(scratch_reserve),
      "room that must stay free there (K, M, G, T)"},

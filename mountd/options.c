@@ -332,6 +332,7 @@ void vm_options_free(VmOptions *options)
     g_free(options->quiesce);
     g_free(options->domains);
     g_free(options->scratch_dir);
+    g_free(options->files);
     g_free(options->state_dir);
     g_free(options->run_dir);
     g_string_free(options->kernel, TRUE);

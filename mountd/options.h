@@ -45,6 +45,10 @@ typedef struct {
     guint32 data_gid;          /* G_MAXUINT32: the same as gid */
     guint32 umask;
     guint32 action_timeout;    /* seconds; 0: the file system's default */
+    guint32 appliances;        /* 0: the backend's default */
+    guint32 appliance_idle;    /* seconds; 0: the backend's default */
+    gboolean links_raw;
+    char *files;               /* "hidden", "listed", "off"; NULL: hidden */
     guint64 scratch_reserve;
     guint32 idle_end;          /* seconds; 0: never */
     gboolean recover_end;

@@ -31,10 +31,11 @@ FILES = [row for row in ROWS if row.kind in ("text", "feed", "data")]
 TEXTS = [row for row in ROWS if row.kind == "text"]
 DIRS = [row for row in ROWS if row.kind == "dir"]
 TYPES = {"dir": stat.S_IFDIR, "link": stat.S_IFLNK, "text": stat.S_IFREG,
-         "control": stat.S_IFREG, "data": stat.S_IFREG, "feed": stat.S_IFREG}
+         "control": stat.S_IFREG, "data": stat.S_IFREG, "feed": stat.S_IFREG,
+         "guest": stat.S_IFDIR}
 # What may have nothing to say; any other text ends in a newline.
 MAY_BE_EMPTY = {"error", "job", "events", "backup.xml", "description", "parent"}
-NAMES = {"vm": "tree1", "name": "b1", "target": "vda"}
+NAMES = {"vm": "tree1", "name": "b1", "target": "vda", "device": "vda"}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -258,7 +259,7 @@ def test_removal_is_eperm(full: Mount, row: Row) -> None:
     if row.path == "domains/<vm>/backups/<name>":
         return                          # test_guard.py
     with raises_errno(errno.EPERM):
-        path.rmdir() if row.kind == "dir" else path.unlink()
+        path.rmdir() if row.kind in ("dir", "guest") else path.unlink()
     assert path.lstat()
 
 

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * files-thread.c - the thread "files" of a BeFiles: one appliance after the other,
+ * as long as somebody asks.
+ */
+#include <errno.h>
+
+#include "backend/files-priv.h"
+
+/* Nothing is started again for so long: after a start in vain; after crashes. */
+#define HOLD_START_US (5 * G_USEC_PER_SEC)
+#define HOLD_CRASH_US (10 * G_USEC_PER_SEC)
+#define CRASHES_MAX 3
+
+/* ---- With KVM or without ------------------------------------------------------ */
+
+static gboolean run_by_any_means(BeFiles *files, GError **error)
+{
+    g_autoptr(GError) kvm_error = NULL;
+    FilesEnd end;
+
+    if (be_files_pool_wants_tcg(files->pool)) {
+        return be_files_run(files, TRUE, error) == FILES_END_IDLE;
+    }
+    end = be_files_run(files, FALSE, &kvm_error);
+    if (end == FILES_END_KVM) {
+        be_files_pool_kvm_fails(files->pool);
+        return be_files_run(files, TRUE, error) == FILES_END_IDLE;
+    }
+    if (kvm_error) {
+        g_propagate_error(error, g_steal_pointer(&kvm_error));
+    }
+    return end == FILES_END_IDLE;
+}
+
+/* ---- The thread -------------------------------------------------------------- */
+
+static void fail_submitted(BeFiles *files, const GError *error)
+{
+    FilesCall *call;
+
+    while ((call = be_files_take(files))) {
+        be_files_end_taken(files, call, NULL, 0, error);
+    }
+}
+
+/* A broken file system must not have one appliance started after the other. */
+static void note_failure_locked(BeFiles *files, const GError *error)
+{
+    gint64 now_us = g_get_monotonic_time();
+    gboolean in_use = files->volumes != NULL;
+
+    if (error->code == EBUSY) {
+        return;
+    }
+    files->crashes = now_us - files->crash_us < G_USEC_PER_SEC * 60 ? files->crashes + 1 : 1;
+    files->crash_us = now_us;
+    if (!in_use || files->crashes >= CRASHES_MAX) {
+        g_clear_error(&files->hold_error);
+        files->hold_error = g_error_copy(error);
+        files->hold_us = now_us + (in_use ? HOLD_CRASH_US : HOLD_START_US);
+    }
+}
+
+/* Whether there is nothing more to do; if not, calls came while an appliance ended. */
+static gboolean finish(BeFiles *files, const GError *error)
+{
+    gboolean over;
+
+    g_mutex_lock(&files->lock);
+    if (error && !files->closed) {
+        note_failure_locked(files, error);
+    }
+    files->evicted = FALSE;
+    over = !files->submitted.head;
+    if (over) {
+        files->running = FALSE;
+        files->thread = NULL;
+        g_cond_broadcast(&files->changed);
+    }
+    g_mutex_unlock(&files->lock);
+    return over;
+}
+
+static gboolean is_closed(BeFiles *files)
+{
+    gboolean closed;
+
+    g_mutex_lock(&files->lock);
+    closed = files->closed;
+    g_mutex_unlock(&files->lock);
+    return closed;
+}
+
+gpointer be_files_thread(gpointer data)
+{
+    BeFiles *files = data;
+    gboolean over;
+
+    do {
+        g_autoptr(GError) error = NULL;
+
+        if (!is_closed(files) && be_files_pool_enter(files, &error)) {
+            (void)run_by_any_means(files, &error);
+            be_files_pool_leave(files);
+        }
+        if (!error && is_closed(files)) {
+            error = g_error_new(BE_ERROR, EIO, "%s has ended", files->name);
+        }
+        if (error) {
+            fail_submitted(files, error);
+        }
+        over = finish(files, error);
+    } while (!over);
+    be_files_unref(files);
+    return NULL;
+}

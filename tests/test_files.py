@@ -1,0 +1,617 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The guest's own files (faults.md 14, 15, 47, 110, 113): true, contained, and gone when done.
+
+An appliance takes some 15 s to start without KVM, so one mount serves all tests that
+change nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import signal
+import stat
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import bed
+import fsutil
+from bed import MIB, Disk, Guest, Mount, raises_errno, sh, wait_for
+from conftest import MakeMount
+
+FILES = int(os.environ.get("VMSNAPFS_FILES", "2000"))
+IMAGES = int(os.environ.get("VMSNAPFS_HOSTILE", "2"))
+SEED = 7
+ODD_NAMES = [b"new\nline", b"caf\xc3\xa9", b"latin-\xe9", b"-rf", b" ", b"100%", b"\x01\x7f",
+             b"x" * 255, b"...", b".hidden"]
+LONG = 24 * MIB
+
+
+def environment() -> dict[str, str]:
+    """One appliance for the whole run; built by whoever is first."""
+    cache = bed.bed_dir() / "appliance"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    return {"LIBGUESTFS_CACHEDIR": str(cache), "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
+
+
+### What is on the disks
+
+@dataclass
+class Seen:
+    """A file as the kernel that wrote it sees it."""
+    mode: int
+    owner: tuple[int, int]
+    links: int
+    size: int
+    mtime: int
+    digest: str
+    xattrs: dict[str, bytes]
+
+
+def look(path: bytes) -> Seen:
+    attr = os.lstat(path)
+    digest = ""
+    if stat.S_ISREG(attr.st_mode):
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest() \
+                if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+    xattrs = {name: os.getxattr(path, name, follow_symlinks=False)
+              for name in os.listxattr(path, follow_symlinks=False)
+              if not name.startswith("security.selinux")}
+    return Seen(attr.st_mode, (attr.st_uid, attr.st_gid), attr.st_nlink, attr.st_size,
+                attr.st_mtime_ns, digest, xattrs)
+
+
+def walk(top: Path) -> dict[bytes, Seen]:
+    found = {}
+    base = os.fsencode(top)
+    for directory, dirs, files in os.walk(base):
+        for name in dirs + files:
+            path = os.path.join(directory, name)
+            found[os.path.relpath(path, base)] = look(path)
+    return found
+
+
+def fill_system(top: Path) -> None:
+    """What makes a system of it, and everything that is not harmless."""
+    for name in ("etc", "bin", "sbin", "usr/lib", "home/u", "dev", "many", "odd", "deep", "proc",
+                 "data", "var/lib/dpkg"):
+        (top / name).mkdir(parents=True)
+    (top / "etc/os-release").write_text('ID=debian\nVERSION_ID="12"\nPRETTY_NAME="Debian"\n')
+    (top / "etc/debian_version").write_text("12.0\n")
+    (top / "etc/hostname").write_text("inside\n")
+    (top / "etc/fstab").write_text("/dev/vda1 / ext4 defaults 0 1\n/dev/vdb1 /data xfs ro 0 2\n")
+    sh(["cp", "/bin/busybox", str(top / "bin/busybox")])
+    (top / "bin/busybox").chmod(0o6755)
+    for number in range(FILES):
+        (top / "many" / f"file {number}").write_text(f"{number}\n" * (number % 50))
+    for name in ODD_NAMES:
+        with open(os.path.join(os.fsencode(top / "odd"), name), "wb") as file:
+            file.write(name)
+    fill_links(top)
+    fill_attributes(top)
+    deep = top / "deep"
+    for number in range(40):
+        deep = deep / f"level {number}"
+        deep.mkdir()
+    os.mknod(top / "dev/zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    os.mknod(top / "dev/disk", stat.S_IFBLK | 0o660, os.makedev(8, 0))
+    os.mkfifo(top / "dev/fifo", 0o600)
+    os.mknod(top / "dev/socket", stat.S_IFSOCK | 0o600)
+    with open(top / "sparse", "wb") as file:
+        file.truncate(100 * MIB)
+        file.seek(50 * MIB)
+        file.write(b"in the middle")
+    (top / "long").write_bytes(random.Random(SEED).randbytes(LONG))
+
+
+def fill_links(top: Path) -> None:
+    os.link(top / "etc/hostname", top / "home/u/same")
+    for name, target in (("absolute", "/etc/hostname"), ("inside", "../../etc/hostname"),
+                         ("out", "../../../../../../../etc/shadow"), ("up", ".."),
+                         ("above", "/../../../../etc/hostname"),
+                         ("detour", "../u/../../etc/hostname"),
+                         ("behind", "up/../../../x"), ("loop", "loop"),
+                         ("dangling", "/nowhere")):
+        os.symlink(target, top / "home/u" / name)
+
+
+def fill_attributes(top: Path) -> None:
+    (top / "home/u/note").write_text("x")
+    os.setxattr(top / "home/u/note", "user.colour", b"\x00blue\xff")
+    os.setxattr(top / "home/u/note", "trusted.secret", b"s")
+    sh(["setfacl", "-m", "u:1234:r,g:99:rw", str(top / "home/u/note")])
+    os.chown(top / "home/u/note", 1000, 4000000000)
+    os.chmod(top / "home/u/note", 0o640)
+    os.utime(top / "home/u/note", ns=(1_000_000_001, 1_600_000_000_123_456_789))
+    os.chmod(top / "home/u", 0o1777)
+
+
+class Loop:
+    """A file system in an image, mounted as the guest would."""
+
+    def __init__(self, image: Path, offset: int, size: int, fs: str) -> None:
+        self.at = bed.bed_dir() / "tmp/loop"
+        self.at.mkdir(exist_ok=True)
+        self.options = f"loop,offset={offset},sizelimit={size}"
+        self.image, self.fs = image, fs
+
+    def __enter__(self) -> Path:
+        sh(["mount", "-t", self.fs, "-o", self.options, str(self.image), str(self.at)])
+        return self.at
+
+    def __exit__(self, *_: object) -> None:
+        sh(["umount", str(self.at)])
+
+
+def put(part: Path, image: Path, offset: int) -> None:
+    sh(["dd", f"if={part}", f"of={image}", "bs=1M", f"seek={offset // MIB}", "conv=notrunc,sparse",
+        "status=none"])
+    part.unlink()
+
+
+def make(tmp: Path, image: Path, offset: int, size: int, *command: str) -> None:
+    """A file system of that size, by a mkfs that wants a file of its own."""
+    part = tmp / "part"
+    with part.open("wb") as file:
+        file.truncate(size)
+    sh([*command, str(part)])
+    put(part, image, offset)
+
+
+def volume_group(tmp: Path, image: Path, offset: int, size: int) -> bool:
+    """A linear volume group-one/logical, written without device mapper; FALSE: no tools."""
+    part = tmp / "part"
+    with part.open("wb") as file:
+        file.truncate(size)
+    loop = sh(["losetup", "-f", "--show", str(part)]).stdout.strip()
+    config = f'--config=devices{{use_devicesfile=0 filter=["a|{loop}|","r|.*|"]}}'
+    try:
+        for command in (["pvcreate", "-ff", "-y", loop], ["vgcreate", "group-one", loop],
+                        ["lvcreate", "-y", "-an", "-Zn", "-Wn", "-n", "logical", "-l", "100%FREE",
+                         "group-one"]):
+            if sh([*command, config], check=False).returncode != 0:
+                return False
+    finally:
+        sh(["losetup", "-d", loop])
+    inner = tmp / "inner"
+    with inner.open("wb") as file:
+        file.truncate(size - 8 * MIB)
+    source = tmp / "source"
+    source.mkdir()
+    (source / "in a volume").write_text("lvm\n")
+    sh(["mke2fs", "-q", "-t", "ext4", "-d", str(source), str(inner)])
+    put(inner, part, MIB)                       # the first extent of a linear volume
+    put(part, image, offset)
+    return True
+
+
+@dataclass
+class Disks:
+    """A machine that is off, and what is in its file systems."""
+    guest: Guest
+    system: dict[bytes, Seen]
+    others: dict[str, dict[bytes, Seen]]
+    has_group: bool
+
+
+def table(image: Path, label: str, parts: list[tuple[int, int]]) -> None:
+    lines = [f"label: {label}"] + [f"start={start // 512}, size={size // 512}, type="
+                                   f"{'83' if label == 'dos' else 'linux'}"
+                                   for start, size in parts]
+    sh(["sfdisk", "-q", str(image)], input="\n".join(lines))
+
+
+def build(guest: Guest, tmp: Path) -> Disks:
+    vda, vdb, vdc = (guest.disk_path(t) for t in ("vda", "vdb", "vdc"))
+    first = [(1 * MIB, 299 * MIB), (300 * MIB, 40 * MIB), (340 * MIB, 40 * MIB)]
+    second = [(1 * MIB, 319 * MIB), (320 * MIB, 128 * MIB), (448 * MIB, 64 * MIB),
+              (512 * MIB, 32 * MIB)]
+    table(vda, "dos", first)
+    table(vdb, "gpt", second)
+    others: dict[str, dict[bytes, Seen]] = {}
+    make(tmp, vda, *first[0], "mke2fs", "-q", "-t", "ext4", "-O", "ea_inode", "-N", "40000")
+    with Loop(vda, *first[0], "ext4") as top:
+        fill_system(top)
+        system = walk(top)
+    for index, (fs, command) in enumerate((("vfat", ["mkfs.vfat"]), ("ntfs", ["mkntfs", "-qF"]))):
+        make(tmp, vda, *first[1 + index], *command)
+    for name, disk, (start, size), fs, command in (
+            ("vdb1", vdb, second[0], "xfs", ["mkfs.xfs", "-q"]),
+            ("vdb2", vdb, second[1], "btrfs", ["mkfs.btrfs", "-q"])):
+        make(tmp, disk, start, size, *command)
+        with Loop(disk, start, size, fs) as top:
+            if fs == "btrfs":
+                sh(["btrfs", "subvolume", "create", str(top / "sub")])
+                (top / "sub/below").write_text("in a subvolume")
+            (top / "on").write_text(fs)
+            (top / "directory").mkdir()
+            others[name] = walk(top)
+    has_group = volume_group(tmp, vdb, *second[2])
+    luks = tmp / "luks"
+    with luks.open("wb") as file:
+        file.truncate(32 * MIB)
+    sh(["cryptsetup", "luksFormat", "-q", "--type", "luks2", "--pbkdf", "pbkdf2",
+        "--pbkdf-force-iterations", "1000", "--key-file=-", str(luks)], input="secret")
+    put(luks, vdb, second[3][0])
+    whole = tmp / "whole"
+    whole.mkdir()
+    (whole / "no table").write_text("a disk that is one file system\n")
+    sh(["mke2fs", "-q", "-t", "ext4", "-d", str(whole), str(vdc)])
+    return Disks(guest, system, others, has_group)
+
+
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disks]:
+    guest = Guest("files1", agent=False)
+    guest.define(Disk("vda", "raw", 384 * MIB), Disk("vdb", "raw", 560 * MIB),
+                 Disk("vdc", "raw", 16 * MIB))
+    try:
+        yield build(guest, tmp_path_factory.mktemp("files"))
+    finally:
+        guest.undefine()
+
+
+### Ends (before the shared mount is there: one process serves a host)
+
+def appliance_processes() -> dict[int, str]:
+    """The processes in the bed that belong to appliances: pid -> name."""
+    found = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (directory / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        name = os.path.basename(command[0]).decode(errors="replace")
+        if name == "vmsnapfs-files" or (name.startswith("qemu-system")
+                                        and any(b"/tmp/libguestfs" in word for word in command)):
+            found[int(directory.name)] = name
+    return found
+
+
+def host_traces() -> set[str]:
+    return {str(path) for top in ("/tmp", "/var/tmp") for path in Path(top).glob("*guestfs*")}
+
+
+def kill(name: str, number: int = signal.SIGKILL) -> None:
+    pids = [pid for pid, found in appliance_processes().items() if found.startswith(name)]
+    assert pids
+    for pid in pids:
+        os.kill(pid, number)
+
+
+def is_in_flight(mount: Mount) -> bool:
+    """Whether somebody waits for the mount in the kernel."""
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            if "request_wait_answer" in (task / "stack").read_text():
+                return True
+    return False
+
+
+def errno_of(path: Path) -> int:
+    try:
+        os.listxattr(path)
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def remount(mount: MakeMount, dead: Mount) -> Mount:
+    sh(["umount", "-l", str(dead.path)], check=False)
+    return mount("qemu:///system", env=environment())
+
+
+def test_appliances_end_and_come_back(disks: Disks, mount: MakeMount, off_guest) -> None:
+    traces = host_traces()
+    mnt = mount("qemu:///system", "appliances=1", "appliance-idle=600", env=environment())
+    failures: list[int] = []
+    backups = []
+    for _ in range(2):
+        guest = off_guest(Disk("vda", "raw", 16 * MIB))
+        guest.disk_path("vda").write_bytes(disks.guest.disk_path("vdc").read_bytes())
+        backups.append(mnt.domains / guest.name / "backups/now")
+        backups[-1].mkdir()
+    backup, second = backups
+    path = backup / "files/vda/no table"
+    assert os.listdir(backup / "files/vda") and os.listxattr(path) == []
+    # A dead machine is told to the first that asks; the next has another one.
+    kill("qemu-system")
+    with raises_errno(errno.EIO):
+        os.listxattr(path)
+    assert "died" in fsutil.last_failure(backup).text
+    assert path.read_text().startswith("a disk")
+    # One that hangs keeps its place, and its death ends who waits for it.
+    kill("qemu-system", signal.SIGSTOP)
+    asked = threading.Thread(target=lambda: failures.append(errno_of(path)))
+    asked.start()
+    wait_for(lambda: is_in_flight(mnt), 20, "the call is on its way")
+    with raises_errno(errno.EBUSY):
+        os.listdir(second / "files")
+    assert "appliances=" in fsutil.last_failure(second).text
+    kill("vmsnapfs-files")
+    asked.join(60)
+    assert failures == [errno.EIO]
+    assert not appliance_processes()
+    # An idle one makes room.
+    assert os.listxattr(path) == []
+    count = starts(mnt)
+    assert os.listdir(second / "files/vda")
+    assert starts(mnt) == count + 1
+    backup.rmdir()
+    # All of it dies with the daemon.
+    mnt.signal(signal.SIGKILL)
+    mnt.process.wait(10)
+    wait_for(lambda: not appliance_processes(), 10, "the appliance dies with the daemon")
+    assert host_traces() == traces
+    again = remount(mount, mnt)
+    (again.path / second.relative_to(mnt.path)).rmdir()
+
+
+def test_option_files(disks: Disks, mount: MakeMount) -> None:
+    mnt = mount("qemu:///system", "files=off", env=environment())
+    backup = mnt.domains / disks.guest.name / "backups/now"
+    backup.mkdir()
+    with raises_errno(errno.ENOENT):
+        (backup / "files").stat()
+    backup.rmdir()
+    mnt.finish()
+    mnt = mount("qemu:///system", "files=listed", env=environment())
+    backup = mnt.domains / disks.guest.name / "backups/now"
+    backup.mkdir()
+    assert "files" in os.listdir(backup)
+    assert starts(mnt) == 0
+    backup.rmdir()
+
+
+### Hostile disks
+
+def tree_with_evil_names(tmp: Path, image: Path) -> None:
+    """Names "..", one with a '/', and a directory that is in itself."""
+    source = tmp / "evil"
+    source.mkdir()
+    for name in ("&&", "a%%b", "good"):
+        (source / name).write_text("inside")
+    (source / "one/two").mkdir(parents=True)
+    with image.open("wb") as file:
+        file.truncate(16 * MIB)
+    sh(["mke2fs", "-q", "-t", "ext4", "-b", "1024", "-O", "^metadata_csum,^dir_index,^has_journal",
+        "-d", str(source), str(image)])
+    sh(["debugfs", "-w", "-R", "ln one one/two/again", str(image)])
+    data = image.read_bytes()
+    assert data.count(b"\x02\x01&&") == 1 and data.count(b"\x04\x01a%%b") == 1
+    data = data.replace(b"\x02\x01&&", b"\x02\x01..")
+    image.write_bytes(data.replace(b"\x04\x01a%%b", b"\x04\x01a/%b"))
+
+
+def flipped(tmp: Path, image: Path, seed: int) -> None:
+    """A file system some of whose bits have turned."""
+    dice = random.Random(seed)
+    command = [["mke2fs", "-q", "-t", "ext4"], ["mkfs.btrfs", "-q", "-M"], ["mkfs.vfat"],
+               ["mke2fs", "-q", "-t", "ext4", "-O", "^metadata_csum"], ["mkntfs", "-qF"]][seed % 5]
+    size = 32 * MIB
+    with image.open("wb") as file:
+        file.truncate(size)
+    sh([*command, str(image)])
+    if command[0] == "mke2fs":
+        source = tmp / f"flipped{seed}"
+        (source / "a/b").mkdir(parents=True)
+        for number in range(50):
+            (source / f"a/{number}").write_text("x" * number * 100)
+        sh([*command, "-F", "-d", str(source), str(image)])
+    data = bytearray(image.read_bytes())
+    used = [at for at in range(size) if data[at]]
+    for _ in range(dice.choice([3, 30, 300])):
+        data[dice.choice(used)] ^= 1 << dice.randrange(8)
+    image.write_bytes(data)
+
+
+def test_hostile_disks(mount: MakeMount, off_guest, tmp_path: Path) -> None:
+    targets = [f"vd{chr(ord('a') + number)}" for number in range(IMAGES + 2)]
+    guest = off_guest(*(Disk(target, "raw", 16 * MIB) for target in targets))
+    tree_with_evil_names(tmp_path, guest.disk_path("vda"))
+    sh(["mke2fs", "-q", "-F", "-t", "ext4", str(guest.disk_path("vdb"))])
+    for number, target in enumerate(targets[2:]):
+        flipped(tmp_path, guest.disk_path(target), SEED + number)
+    mnt = mount("qemu:///system", env=environment())
+    backup = mnt.domains / guest.name / "backups/now"
+    backup.mkdir()
+    os.listdir(backup / "files")
+    inside = set()
+    for top, dirs, files in os.walk(backup / "files/vda"):
+        inside |= set(dirs + files)
+    assert inside <= {"&&", "a%%b", "good", "one", "two", "again", "lost+found"}
+    for target in targets[2:]:
+        walked = sh(f"find {backup}/files/{target} -type f -exec head -c 100000 {{}} + >/dev/null",
+                    check=False, timeout=150)
+        assert "Transport endpoint" not in walked.stderr
+        assert mnt.process.poll() is None
+    # Whatever they did to the appliance, the next user has a good one.
+    wait_for(lambda: errno_of(backup / "files/vdb/lost+found") == 0, 60, "the next one works")
+    backup.rmdir()
+    assert not appliance_processes()
+
+
+### The shared mount
+
+@pytest.fixture(scope="module")
+def now(disks: Disks) -> Iterator[Path]:
+    """A backup with a running appliance that stays; not in the way of `leftovers`."""
+    mount = Mount("qemu:///system", "appliance-idle=600", env=environment())
+    try:
+        mount.wait_mounted()
+        backup = mount.domains / disks.guest.name / "backups/now"
+        backup.mkdir()
+        before = starts(mount)
+        for path in (backup / "files", backup / "files/root", backup / "files/vda1"):
+            assert stat.S_ISDIR(path.stat().st_mode)
+        with raises_errno(errno.ENOENT):
+            (backup / "files/nonsense").stat()
+        assert "files" not in os.listdir(backup)
+        sh(["find", str(mount.path), "-ls"])
+        assert starts(mount) == before, "walking and stat start nothing"
+        assert (backup / "files/root/etc/hostname").read_text() == "inside\n"
+        assert starts(mount) == before + 1
+        yield backup
+        backup.rmdir()                          # the appliance does not keep it from ending
+    finally:
+        mount.finish()
+
+
+def starts(mount: Mount) -> int:
+    for line in (mount.path / ".vmsnapfs/stats").read_text().splitlines():
+        key, _, value = line.partition(": ")
+        if key == "appliance-starts":
+            return int(value)
+    raise AssertionError("stats does not count appliances")
+
+
+### What the guest saw
+
+def expected(seen: Seen) -> Seen:
+    """With what is taken off for safety."""
+    if stat.S_ISLNK(seen.mode) or stat.S_ISDIR(seen.mode):
+        return seen
+    regular = stat.S_ISREG(seen.mode)
+    return Seen(stat.S_IFREG | (seen.mode & 0o1777), seen.owner, seen.links,
+                seen.size if regular else 0, seen.mtime,
+                seen.digest if regular else hashlib.sha256().hexdigest(), seen.xattrs)
+
+
+def compare(top: Path, wanted: dict[bytes, Seen]) -> None:
+    found = walk(top)
+    assert sorted(found) == sorted(wanted)
+    for path, seen in wanted.items():
+        if stat.S_ISLNK(seen.mode):
+            assert stat.S_ISLNK(found[path].mode) and found[path].mtime == seen.mtime, path
+        else:
+            assert found[path] == expected(seen), path
+
+
+def test_system_is_what_the_guest_saw(now: Path, disks: Disks) -> None:
+    compare(now / "files/vda1", disks.system)
+
+
+def test_root_has_what_the_guest_mounts(now: Path, disks: Disks) -> None:
+    assert (now / "files/root/data/on").read_text() == "xfs"
+    assert sorted(os.listdir(now / "files/root/many")) == \
+        sorted(f"file {number}" for number in range(FILES))
+    same = now / "files/root/home/u/same", now / "files/root/etc/hostname"
+    assert same[0].stat().st_ino == same[1].stat().st_ino
+
+
+def test_other_file_systems(now: Path, disks: Disks) -> None:
+    for name, wanted in disks.others.items():
+        compare(now / "files" / name, wanted)
+    assert os.listdir(now / "files/vda2") == []         # vfat
+    assert os.listdir(now / "files/vda3") == []         # ntfs: its own files are not shown
+    assert (now / "files/vdc/no table").read_text().startswith("a disk that is one")
+    names = os.listdir(now / "files")
+    assert {"root", "vda1", "vda2", "vda3", "vdb1", "vdb2", "vdb4", "vdc"} <= set(names)
+    if disks.has_group:
+        assert (now / "files/group--one-logical/in a volume").read_text() == "lvm\n"
+    for name in names:
+        assert (now / "files" / name).stat().st_ino
+    with raises_errno(errno.ENOENT):
+        (now / "files/vda9").stat()
+
+
+def test_locked_is_eacces(now: Path) -> None:
+    with raises_errno(errno.EACCES):
+        os.listdir(now / "files/vdb4")
+    assert "locked" in fsutil.last_failure(now).text
+
+
+### Contained
+
+def test_links_stay_inside(now: Path) -> None:
+    home = now / "files/vda1/home/u"
+    for name in ("absolute", "inside", "detour"):
+        assert (home / name).read_text() == "inside\n", name
+        assert len(os.readlink(home / name)) == (home / name).lstat().st_size
+    assert os.readlink(home / "absolute") == "../../etc/hostname"
+    assert os.readlink(home / "above") == "../../etc/hostname"
+    assert os.readlink(home / "dangling") == "../../nowhere"
+    for name in ("out", "behind"):
+        with raises_errno(errno.EPERM):
+            os.readlink(home / name)
+        with raises_errno(errno.EPERM):
+            (home / name).read_text()
+    assert "links=raw" in fsutil.last_failure(now).text
+    with raises_errno(errno.ELOOP):
+        (home / "loop").read_text()
+
+
+def test_nodes_are_empty_files(now: Path) -> None:
+    for name in ("zero", "disk", "fifo", "socket"):
+        path = now / "files/vda1/dev" / name
+        assert stat.S_ISREG(path.lstat().st_mode)
+        assert path.read_bytes() == b""
+    assert (now / "files/vda1/bin/busybox").stat().st_mode & 0o6000 == 0
+
+
+def test_nothing_can_be_changed(now: Path) -> None:
+    top = now / "files/vda1"
+    for change in (lambda: (top / "new").mkdir(), lambda: (top / "new").touch(),
+                   lambda: (top / "etc/fstab").unlink(), lambda: (top / "many").rmdir(),
+                   lambda: os.rename(top / "etc/fstab", top / "x")):
+        with raises_errno(errno.EPERM):
+            change()
+    for change in (lambda: os.chmod(top / "etc/fstab", 0o777),
+                   lambda: os.truncate(top / "etc/fstab", 0),
+                   lambda: os.setxattr(top / "etc/fstab", "user.x", b"")):
+        with raises_errno(errno.EROFS):
+            change()
+    assert (top / "etc/fstab").read_text().startswith("/dev/vda1")
+
+
+### Bytes
+
+def test_reads_of_all_kinds(now: Path) -> None:
+    path = now / "files/vda1/long"
+    wanted = random.Random(SEED).randbytes(LONG)
+    with path.open("rb", buffering=0) as file:
+        dice = random.Random(SEED)
+        for _ in range(40):
+            offset = dice.randrange(LONG)
+            length = dice.choice([1, 512, 4096, 100_000])
+            assert os.pread(file.fileno(), length, offset) == wanted[offset:offset + length]
+        assert os.lseek(file.fileno(), 5, os.SEEK_DATA) == 5
+        assert os.lseek(file.fileno(), 5, os.SEEK_HOLE) == LONG
+        with raises_errno(errno.EBUSY):
+            now.rmdir()                         # a reader of the guest's files is one
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        assert os.pread(descriptor, MIB, LONG - MIB // 2) == wanted[-MIB // 2:]
+        assert os.pread(descriptor, MIB, LONG) == b""
+    finally:
+        os.close(descriptor)
+    sparse = now / "files/vda1/sparse"
+    assert sparse.stat().st_blocks * 512 < MIB
+    with sparse.open("rb") as file:
+        file.seek(50 * MIB)
+        assert file.read(13) == b"in the middle"
+
+
+def test_readers_at_once(now: Path) -> None:
+    wrong: list[str] = []
+
+    def read(number: int) -> None:
+        for index in range(number, FILES, 8):
+            path = now / "files/root/many" / f"file {index}"
+            if path.read_text() != f"{index}\n" * (index % 50):
+                wrong.append(str(path))
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
