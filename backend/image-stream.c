@@ -3,8 +3,8 @@
  * image-stream.c - the stream of a disk that is held by local images; see
  * image-stream.h.
  *
- * Made on any thread; serve() runs on a worker of the stream or on its poller,
- * never on two at once.
+ * Made on any thread; serve() runs on a thread of the stream's source, never on two
+ * at once.
  */
 #include "backend/image-stream.h"
 
@@ -12,7 +12,7 @@
 
 #include "backend/child.h"
 #include "backend/error.h"
-#include "backend/nbd.h"
+#include "backend/image-source.h"
 
 /* What serve() needs; the stream's. */
 typedef struct {
@@ -105,5 +105,9 @@ BeStream *be_stream_new_image(const BeImageSource *source, GError **error)
     nbd.size = source->snapshot ? snapshot.size : be_image_chain_size(source->chain);
     nbd.larger = source->snapshot != NULL;
     nbd.allocated = be_image_chain_allocated(source->chain);
-    return be_stream_new_nbd_export(&nbd);
+    /* What a machine has open may change its tables under us; and only QEMU knows the
+     * tables of a snapshot. */
+    return source->in_use || source->snapshot
+               ? be_stream_new_nbd_export(&nbd)
+               : be_stream_new_image_source(source->chain, &nbd);
 }

@@ -23,9 +23,11 @@ typedef struct {
  * its top, has it.
  * @source: needed during the call only; its chain gets a reference
  *
- * Starts no process; the first read does where one is needed, and a server that
- * dies is started again.  All of it belongs to the stream: be_stream_close() ends
- * the server and removes its socket from the directory.
+ * What is plain data in a local file is read straight from it, under QEMU's image lock
+ * and with a lease (lease.h); all else, and internal snapshots, by qemu-nbd, which the
+ * first read that needs it starts, and starts again when it died.  All of it belongs to
+ * the stream: be_stream_close() ends the server, removes its socket from the directory
+ * and gives lock and lease back.
  *
  * Whoever asks sees to it that nobody writes to the images: by a BeImageLock, or
  * because they are below the top of a machine, or with @snapshot.

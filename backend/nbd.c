@@ -312,7 +312,7 @@ static const BeSourceOps nbd_ops = {
     .close = source_close,
 };
 
-BeStream *be_stream_new_nbd_export(const BeNbdExport *nbd)
+gpointer be_nbd_source_new(const BeNbdExport *nbd, const BeSourceOps **ret_ops)
 {
     NbdSource *source = g_new0(NbdSource, 1);
 
@@ -328,7 +328,16 @@ BeStream *be_stream_new_nbd_export(const BeNbdExport *nbd)
     source->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     source->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     g_mutex_init(&source->lock);
-    return be_stream_new(nbd->size, nbd->allocated, &nbd_ops, source);
+    *ret_ops = &nbd_ops;
+    return source;
+}
+
+BeStream *be_stream_new_nbd_export(const BeNbdExport *nbd)
+{
+    const BeSourceOps *ops;
+    gpointer source = be_nbd_source_new(nbd, &ops);
+
+    return be_stream_new(nbd->size, nbd->allocated, ops, source);
 }
 
 BeStream *be_stream_new_nbd(const char *unix_socket, const char *export_name, guint64 size,

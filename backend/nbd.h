@@ -45,3 +45,9 @@ typedef struct {
  * be_stream_new_nbd_export: the same with all that can be said of an export.
  */
 BeStream *be_stream_new_nbd_export(const BeNbdExport *nbd);
+
+/**
+ * be_nbd_source_new: the source alone, for a source that stands above it.
+ * Returns: to be used and closed by @ret_ops.
+ */
+gpointer be_nbd_source_new(const BeNbdExport *nbd, const BeSourceOps **ret_ops);

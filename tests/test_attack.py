@@ -20,7 +20,7 @@ import pytest
 
 from bed import MIB, Disk, Guest, Mount, bed_dir, raises_errno, sh, wait_for
 from test_backup import collection, text
-from test_offline import qemu_nbds
+from test_offline import compress, qemu_nbds
 from test_recovery import job_files
 
 # They mean "the daemon is dead" to everybody (design.md section 4).
@@ -113,6 +113,7 @@ def test_bytes_while_qemu_nbd_is_killed(off_guest, mnt: Mount, tmp_path: Path) -
     reference = tmp_path / "reference"
     sh(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(guest.disk_path("vda")),
         str(reference)])
+    compress(guest)
     now = collection(mnt, guest) / "now"
     now.mkdir()
     killed = 0
@@ -175,6 +176,8 @@ def test_machine_goes_and_backup_ends_while_its_server_starts(
     # Row 50, 63: who fails it and who ends it met in the release (a use after free).
     started, go_on = held_qemu_nbd
     guest = off_guest(Disk(size=8 * MIB, fs=False))
+    sh(["qemu-io", "-f", "qcow2", "-c", "write -P 1 0 1M", str(guest.disk_path("vda"))])
+    compress(guest)
     now = collection(mnt, guest) / "now"
     now.mkdir()
     control = os.open(now / "control", os.O_WRONLY)

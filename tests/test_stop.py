@@ -16,7 +16,7 @@ import fsutil
 from bed import Guest, Mount, mount_points, raises_errno, sh, wait_for
 from fsutil import HungLibvirtd, hung
 from test_backup import collection, digest, text
-from test_offline import qemu_nbds
+from test_offline import compress, qemu_nbds
 from test_recovery import job_files, names
 
 __all__ = ["hung"]
@@ -112,6 +112,7 @@ def test_follower_of_an_idle_mount_ends_at_once(mount, hung: HungLibvirtd) -> No
 def test_off_machine_is_free_after_the_end(off_guest, guest: Guest, mount,
                                            hung: HungLibvirtd) -> None:
     off = off_guest()
+    compress(off)
     mnt = mount()
     now = collection(mnt, off) / "now"
     now.mkdir()

@@ -22,7 +22,7 @@ import pytest
 from bed import MIB, Disk, Guest, Mount, check_ext4, raises_errno, sh, wait_for
 from conftest import session_guests
 from test_backup import collection, digest, text
-from test_offline import qemu_nbds
+from test_offline import compress, qemu_nbds
 
 # vda has a file system; vdb is raw, no multiple of a cluster; vdc has small clusters; vdd is
 # empty; vde is smaller than a cluster; vdf is full.
@@ -230,6 +230,7 @@ def test_a_reader_of_the_view_holds_the_backup(backup: Path) -> None:
 
 def test_views_open_by_name_and_walking_starts_nothing(off_guest, mnt: Mount) -> None:
     guest = off_guest()
+    compress(guest)
     for view, name in (("maps", "vda.json"), ("full", "vda.qcow2")):
         now = collection(mnt, guest) / "now"
         now.mkdir()
@@ -238,7 +239,9 @@ def test_views_open_by_name_and_walking_starts_nothing(off_guest, mnt: Mount) ->
         assert os.listdir(now / view) == [name]
         assert not qemu_nbds()
         assert (now / view / name).stat().st_size > 0
-        assert len(qemu_nbds()) == 1
+        assert not qemu_nbds(), "the tables say where the data is"
+        assert (now / view / name).read_bytes()
+        assert len(qemu_nbds()) == (view == "full")
         now.rmdir()
         assert not qemu_nbds()
 
