@@ -62,6 +62,7 @@ Backup *backup_new(Be *be, const char *id, const char *name, const char *domain_
 
     g_atomic_ref_count_init(&backup->pub.refs);
     g_mutex_init(&backup->lock);
+    g_cond_init(&backup->scratch_cond);
     g_cond_init(&backup->released_cond);
     backup->be = be;
     backup->rate = be_rate_new(0);
@@ -112,6 +113,7 @@ void be_backup_unref(BeBackup *pub)
     g_free(backup->scratch_path);
     g_free(backup->socket);
     g_free(backup->reason);
+    g_cond_clear(&backup->scratch_cond);
     g_cond_clear(&backup->released_cond);
     g_mutex_clear(&backup->lock);
     g_free(backup);

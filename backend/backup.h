@@ -41,6 +41,11 @@ typedef struct {
     BeRate *rate;              /* for all streams and views of it */
 
     GMutex lock;
+    GCond scratch_cond;        /* scratch_kicked was set */
+    gboolean scratch_kicked;   /* guarded by lock: the guard should look now */
+    guint64 scratch_used;      /* guarded by lock; bytes, at the guard's last look */
+    guint64 scratch_free;      /* guarded by lock; of the file system */
+    dev_t scratch_device;      /* guarded by lock; 0: not looked yet */
     GCond released_cond;
     gboolean releasing;        /* guarded by lock */
     gboolean released;         /* guarded by lock */

@@ -180,6 +180,7 @@ Be *be_new(const BeConfig *config, GError **error)
     g_mutex_init(&be->trust_lock);
     g_mutex_init(&be->identity_lock);
     g_mutex_init(&be->space_lock);
+    g_cond_init(&be->space_over_cond);
     /* The watchdog is forked before the lock is taken: it must not keep it alive. */
     if (!be->read_only && !(be->freezes = be_freezes_new(be, error))) {
         be_free(be);
@@ -296,6 +297,7 @@ gboolean be_start(Be *be, GError **error)
     be_owners_load(be);
     be_snapshots_load(be);
     be_event_start(be);
+    be_space_start(be);
 
     first = g_new0(FirstRead, 1);
     g_atomic_ref_count_init(&first->refs);
@@ -336,6 +338,7 @@ void be_free(Be *be)
     }
     g_mutex_clear(&be->trust_lock);
     g_mutex_clear(&be->identity_lock);
+    g_cond_clear(&be->space_over_cond);
     g_mutex_clear(&be->space_lock);
     g_free(be->uri);
     g_free(be->state_dir);

@@ -12,6 +12,7 @@
 #include "backend/backup.h"
 #include "backend/error.h"
 #include "backend/private.h"
+#include "backend/scratch.h"
 
 static int quit_timer = -1;    /* the process has one loop; set once by prepare */
 
@@ -85,6 +86,18 @@ static void on_job_completed(virConnectPtr conn G_GNUC_UNUSED, virDomainPtr doma
     }
 }
 
+static void on_threshold(virConnectPtr conn G_GNUC_UNUSED, virDomainPtr domain,
+                         const char *dev G_GNUC_UNUSED, const char *path G_GNUC_UNUSED,
+                         unsigned long long threshold G_GNUC_UNUSED,
+                         unsigned long long excess G_GNUC_UNUSED, void *opaque)
+{
+    char uuid[VIR_UUID_STRING_BUFLEN];
+
+    if (virDomainGetUUIDString(domain, uuid) == 0) {
+        be_scratch_kick(opaque, uuid);
+    }
+}
+
 gboolean be_event_register(Be *be, virConnectPtr conn)
 {
     int id = virConnectDomainEventRegisterAny(conn, NULL, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
@@ -96,5 +109,7 @@ gboolean be_event_register(Be *be, virConnectPtr conn)
     /* Drivers without jobs refuse this one; there is nothing to miss then. */
     (void)virConnectDomainEventRegisterAny(conn, NULL, VIR_DOMAIN_EVENT_ID_JOB_COMPLETED,
                                            VIR_DOMAIN_EVENT_CALLBACK(on_job_completed), be, NULL);
+    (void)virConnectDomainEventRegisterAny(conn, NULL, VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD,
+                                           VIR_DOMAIN_EVENT_CALLBACK(on_threshold), be, NULL);
     return TRUE;
 }

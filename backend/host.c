@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * host.c - what the host is: QEMU's user, local or remote, room for scratch.
+ * host.c - what the host is: QEMU's user, local or remote.
  *
  * Workers; blocks on libvirt or the local file system.
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "backend/error.h"
@@ -71,27 +70,6 @@ gboolean be_host_is_local(Be *be)
     const char *rest = strstr(be->uri, "://");
 
     return !rest || rest[3] == '/' || rest[3] == '\0' || rest[3] == '?';
-}
-
-void be_host_update_space(Be *be)
-{
-    struct statvfs space;
-
-    if (statvfs(be->scratch_dir, &space) < 0) {
-        return;
-    }
-    g_mutex_lock(&be->space_lock);
-    be->space_total = (guint64)space.f_blocks * space.f_frsize;
-    be->space_available = (guint64)space.f_bavail * space.f_frsize;
-    g_mutex_unlock(&be->space_lock);
-}
-
-void be_scratch_space(Be *be, guint64 *ret_total, guint64 *ret_available)
-{
-    g_mutex_lock(&be->space_lock);
-    *ret_total = be->space_total;
-    *ret_available = be->space_available;
-    g_mutex_unlock(&be->space_lock);
 }
 
 static char *make_capabilities(Be *be G_GNUC_UNUSED, virConnectPtr conn,

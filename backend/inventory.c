@@ -278,7 +278,6 @@ static gboolean read_inventory(Be *be, gpointer data, gint64 start_us G_GNUC_UNU
 {
     BeDomainList *list = read_list(be, error);
 
-    be_host_update_space(be);
     if (!list) {
         return FALSE;
     }

@@ -55,9 +55,10 @@ typedef struct {
 struct BeJobs {
     Be *be;
     GMutex lock;
-    GCond idle;                /* the count went to 0 */
+    GCond idle;                /* the count or the holds went to 0 */
     GHashTable *turns;         /* uuid -> Turn; guarded by lock */
     guint count;               /* jobs and queries not over; guarded by lock */
+    guint holds;               /* guarded by lock; see be_jobs_hold() */
     gboolean stopping;         /* guarded by lock */
     GThreadPool *actions;
     GThreadPool *queries;
@@ -455,12 +456,29 @@ gboolean be_jobs_wait(BeJobs *jobs, gint64 wait_us)
     gboolean idle;
 
     g_mutex_lock(&jobs->lock);
-    while (jobs->count > 0 && g_cond_wait_until(&jobs->idle, &jobs->lock, until_us)) {
+    while (jobs->count + jobs->holds > 0
+           && g_cond_wait_until(&jobs->idle, &jobs->lock, until_us)) {
         continue;
     }
-    idle = jobs->count == 0;
+    idle = jobs->count + jobs->holds == 0;
     g_mutex_unlock(&jobs->lock);
     return idle;
+}
+
+void be_jobs_hold(BeJobs *jobs)
+{
+    g_mutex_lock(&jobs->lock);
+    jobs->holds++;
+    g_mutex_unlock(&jobs->lock);
+}
+
+void be_jobs_release(BeJobs *jobs)
+{
+    g_mutex_lock(&jobs->lock);
+    if (--jobs->holds == 0) {
+        g_cond_broadcast(&jobs->idle);
+    }
+    g_mutex_unlock(&jobs->lock);
 }
 
 guint be_jobs_count(BeJobs *jobs)

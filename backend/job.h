@@ -68,6 +68,13 @@ char *be_jobs_running(Be *be, const char *uuid);
 guint be_jobs_count(BeJobs *jobs);
 
 /**
+ * be_jobs_hold, be_jobs_release: a thread that uses the backend and is no job of
+ * the pools: be_jobs_wait() waits for its end, too.
+ */
+void be_jobs_hold(BeJobs *jobs);
+void be_jobs_release(BeJobs *jobs);
+
+/**
  * be_query: runs @run on a query worker.
  * @free_data: (nullable): called after it, and when the backend stops first
  */

@@ -8,6 +8,8 @@
  *   queries, 2  the inventory, slow texts, refused jobs       libvirt, seconds
  *   actions, 4  what changes something; one per domain        libvirt, minutes
  *   files       one for each appliance: its process, its disks   poll
+ *   be-scratch  one for each live backup: its scratch space   file systems
+ *   be-space    the scratch directory, for statfs             file systems
  *   streams     pollers and openers of their own (stream.h)   poll, connect
  * Queries and actions have a connection each, because libvirtd serves five
  * requests of a connection at once, and a freeze must not stop an `ls`.
@@ -81,8 +83,10 @@ struct Be {
     gid_t qemu_gid;
 
     GMutex space_lock;
+    GCond space_over_cond;
+    gboolean space_over;       /* guarded by space_lock */
     guint64 space_total;       /* guarded by space_lock */
-    guint64 space_available;
+    guint64 space_available;   /* guarded by space_lock */
 };
 
 /**
@@ -231,4 +235,15 @@ gboolean be_host_qemu_identity(Be *be, virConnectPtr conn, const char *dac_label
  */
 gboolean be_host_is_local(Be *be);
 
-void be_host_update_space(Be *be);
+/* ---- space.c ------------------------------------------------------------------ */
+
+/**
+ * be_space_start: a thread that looks at the scratch directory until be_stop();
+ * a file system that hangs stops that one alone.
+ */
+void be_space_start(Be *be);
+
+/**
+ * be_space_stop: tells it to end; be_jobs_wait() waits for that.
+ */
+void be_space_stop(Be *be);

@@ -9,6 +9,7 @@
 #include "backend/backup.h"
 #include "backend/disk.h"
 #include "backend/error.h"
+#include "backend/scratch.h"
 
 /* Less would let a single request wait for longer than anybody does. */
 #define RATE_MIN (64u * 1024)
@@ -50,6 +51,7 @@ void be_backup_job_print(BeBackup *pub, GString *out)
     if (limit) {
         g_string_append_printf(out, "rate-limit: %" G_GUINT64_FORMAT "\n", limit);
     }
+    be_scratch_print((Backup *)pub, out);
 }
 
 gboolean be_backup_set_rate(BeBackup *pub, guint64 bytes_per_second, GError **error)

@@ -2,7 +2,7 @@
  *
  * scratch.c - the guard over scratch space; see scratch.h.
  *
- * The timer thread looks (statvfs of a local file system), query workers act.
+ * What is decided before and after; scratch-guard.c looks meanwhile.  Workers.
  */
 #include "backend/scratch.h"
 
@@ -11,9 +11,6 @@
 #include <sys/statvfs.h>
 
 #include "backend/error.h"
-
-/* A guest under TCG filled 16 MiB in 0.36 s (facts); this is a look in time. */
-#define LOOK_MS 100
 
 /* What a new scratch image needs before the first block is in it. */
 #define START_BYTES (1024 * 1024)
@@ -58,7 +55,7 @@ gboolean be_scratch_check_start(Be *be, const char *dir, guint64 sure_bytes, GEr
 
 /* ---- While it runs ------------------------------------------------------------------ */
 
-static void give_up(Be *be G_GNUC_UNUSED, gpointer data)
+void be_scratch_give_up(Be *be G_GNUC_UNUSED, gpointer data)
 {
     Backup *backup = data;
     g_autofree char *reason = g_strdup_printf(
@@ -68,32 +65,6 @@ static void give_up(Be *be G_GNUC_UNUSED, gpointer data)
 
     g_atomic_int_set(&backup->scratch_full, 1);
     backup_fail(backup, reason);
-}
-
-static void unref_backup(gpointer data)
-{
-    be_backup_unref(data);
-}
-
-static gboolean look(gpointer data)
-{
-    Backup *backup = data;
-    guint64 bytes;
-
-    if (be_backup_state(&backup->pub, NULL) != BE_BACKUP_RUNNING) {
-        return G_SOURCE_REMOVE;
-    }
-    if (!available(backup->scratch_path, &bytes) || bytes >= backup->be->scratch_reserve) {
-        return G_SOURCE_CONTINUE;
-    }
-    be_query(backup->be, give_up, be_backup_ref(&backup->pub), unref_backup);
-    return G_SOURCE_REMOVE;
-}
-
-void be_scratch_watch(Backup *backup)
-{
-    g_source_unref(
-        be_timer_add(backup->be, LOOK_MS, look, be_backup_ref(&backup->pub), unref_backup));
 }
 
 /* ---- When it came too late ------------------------------------------------------------ */

@@ -21,9 +21,27 @@ gboolean be_scratch_check_start(Be *be, const char *dir, guint64 sure_bytes, GEr
 
 /**
  * be_scratch_watch: watches the room of a listed live backup until it is no
- * longer running.
+ * longer running, by a thread of its own.
+ * (libvirt: virDomainSetBlockThreshold)
  */
 void be_scratch_watch(Backup *backup);
+
+/**
+ * be_scratch_kick: QEMU says that a scratch image of the domain has grown past
+ * its threshold: its guard looks now.  Any thread; does not block.
+ */
+void be_scratch_kick(Be *be, const char *uuid);
+
+/**
+ * be_scratch_print: appends "key: value" lines of what was last seen; nothing
+ * before the first look.
+ */
+void be_scratch_print(Backup *backup, GString *out);
+
+/**
+ * be_scratch_give_up: fails the backup for lack of room.  Blocks; workers.
+ */
+void be_scratch_give_up(Be *be, gpointer backup);
 
 /**
  * be_scratch_stalls: whether the guest stands still because of this backup: it

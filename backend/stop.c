@@ -136,6 +136,7 @@ gboolean be_stop(Be *be)
     g_atomic_int_set(&be->stopping, 1);
     be_inventory_stop(be->inventory);
     be_objects_stop(be->objects);
+    be_space_stop(be);
     be_jobs_refuse_new(be->jobs);
     be_backups_end_all(be);
     if (be->freezes) {

@@ -13,9 +13,13 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from bed import MIB, Disk, Guest, bed_dir, raises_errno, sh, wait_for
+from bed import MIB, Disk, Guest, Mount, bed_dir, raises_errno, sh, wait_for
 from test_backup import collection, text
 from test_recovery import job_files
+
+
+# By hand: STRESS=long.
+RUNS = 30 if os.environ.get("STRESS") == "long" else 3
 
 
 @pytest.fixture
@@ -25,7 +29,8 @@ def small() -> Iterator[Path]:
     path.mkdir(mode=0o711)
     sh(["mount", "-t", "tmpfs", "-o", "size=96m,mode=711", "small", str(path)])
     yield path
-    sh(["umount", str(path)])
+    # The guard may be looking.
+    wait_for(lambda: sh(["umount", str(path)], check=False).returncode == 0, 10, "unmounted")
     path.rmdir()
 
 
@@ -55,7 +60,7 @@ def test_guest_writes_more_than_there_is_room(make_guest, mount, small: Path, re
     with (now / "disks/vda.raw").open("rb") as file:
         assert len(file.read(4096)) == 4096
         overwrite(guest)
-        wait_for(lambda: text(now / "state").startswith("failed"), 10, "failed")
+        wait_for(lambda: text(now / "state").startswith("failed"), 60, "failed")
         with raises_errno(errno.EIO):
             os.pread(file.fileno(), 4096, 400 * MIB)
     assert guest.is_running() and not guest.has_job() and not job_files()
@@ -63,6 +68,64 @@ def test_guest_writes_more_than_there_is_room(make_guest, mount, small: Path, re
     assert reason in text(now / "state") or "ended" in text(now / "state")
     assert not list(small.iterdir())
     now.rmdir()
+
+
+# Again and again, with all reserves there are: no run ever hurts the guest.
+def test_no_run_hurts_the_guest(make_guest, small: Path) -> None:
+    guest = make_guest(Disk(size=512 * MIB))
+    guest.run("dd if=/dev/urandom of=/data/victim bs=1M count=192; sync")
+    for run in range(RUNS):
+        reserve = ("16M", "0", "64M")[run % 3]
+        mnt = Mount("qemu:///system", f"scratch={small}", f"scratch-reserve={reserve}")
+        mnt.wait_mounted()
+        try:
+            now = collection(mnt, guest) / "now"
+            now.mkdir()
+            overwrite(guest)
+            wait_for(lambda now=now: text(now / "state").startswith("failed"), 60, "failed")
+            assert "I/O error" not in guest.run("rm /data/exit; dmesg")
+            assert not guest.has_job() and not list(small.iterdir())
+            now.rmdir()
+        finally:
+            mnt.finish()
+
+
+def test_room_is_shown_and_qemu_tells_of_it(make_guest, mount, small: Path) -> None:
+    guest = make_guest(Disk(size=512 * MIB))
+    guest.run("dd if=/dev/urandom of=/data/victim bs=1M count=64; sync")
+    mnt = mount("qemu:///system", "-d", f"scratch={small}", "scratch-reserve=16M")
+    now = collection(mnt, guest) / "now"
+    now.mkdir()
+
+    def shown() -> dict[str, int]:
+        lines = dict(line.split(": ", 1) for line in text(now / "job").splitlines())
+        return {k: int(v) for k, v in lines.items() if k.startswith("scratch-")}
+    begin = wait_for(shown, 5, "shown")
+    assert begin["scratch-reserve"] == 16 * MIB and begin["scratch-free"] > 90 * MIB
+    guest.run("dd if=/dev/zero of=/data/victim bs=1M count=64 conv=notrunc,fsync")
+    wait_for(lambda: "passed its threshold" in mnt.log(), 5, "an event")
+    wait_for(lambda: shown()["scratch-used"] > 60 * MIB, 5, "used")
+    assert shown()["scratch-free"] < 36 * MIB
+    assert text(now / "state") == "running"
+    now.rmdir()
+
+
+# The backup that needs the room goes, the one that does not stays.
+def test_the_backup_that_takes_most_gives_way(make_guest, mount, small: Path,
+                                              guest: Guest) -> None:
+    writer = make_guest(Disk(size=512 * MIB))
+    writer.run("dd if=/dev/urandom of=/data/victim bs=1M count=192; sync")
+    mnt = mount("qemu:///system", f"scratch={small}", "scratch-reserve=80M")
+    quiet, loud = collection(mnt, guest) / "quiet", collection(mnt, writer) / "loud"
+    quiet.mkdir()
+    loud.mkdir()
+    overwrite(writer)
+    wait_for(lambda: text(loud / "state").startswith("failed"), 60, "failed")
+    wait_for(lambda: len(list(small.iterdir())) == 1, 5, "its room is free")
+    assert text(quiet / "state") == "running"
+    quiet.rmdir()
+    loud.rmdir()
+    assert guest.is_running() and writer.is_running()
 
 
 def test_no_room_at_the_start(guest: Guest, mount, small: Path) -> None:
