@@ -18,6 +18,7 @@
 #include "backend/freeze.h"
 #include "backend/scratch.h"
 #include "backend/snapshot.h"
+#include "backend/step.h"
 
 struct BeBackups {
     GMutex lock;
@@ -449,6 +450,7 @@ static gboolean recover_one(Be *be, Backup *backup)
     if (be_paused_is_left(be, backup->pub.domain_uuid)) {
         return FALSE;
     }
+    be_crash_point("recover", "look", "before");
     if (domain && backup->socket) {
         ours = backup_job_is_ours(backup, domain, &error);
     }
@@ -462,6 +464,7 @@ static gboolean recover_one(Be *be, Backup *backup)
         be_scratch_watch(backup);
         be_idle_watch(backup);
         backup_notify(backup, BE_EVENT_BACKUP_STARTED, 0, "taken up again after a restart");
+        be_crash_point("recover", "adopt", "after");
         return TRUE;
     }
     if (ours == 1 && be_scratch_stalls(backup, domain)) {
@@ -471,9 +474,12 @@ static gboolean recover_one(Be *be, Backup *backup)
         g_warning("backup '%s' cannot be ended: %s", backup->pub.name, error->message);
         return FALSE;
     }
+    be_crash_point("recover", "abort", "after");
     be_scratch_resume(backup);
     backup_release(backup);
+    be_crash_point("recover", "release", "after");
     be_journal_remove(be, backup->pub.id);
+    be_crash_point("recover", "record", "after");
     tell_ended(backup, ours == 1);
     return TRUE;
 }

@@ -17,10 +17,23 @@
 /* While a guest boots QEMU takes half a minute to let a job go (facts). */
 #define ABORT_WAIT_US (45 * G_USEC_PER_SEC)
 #define ABORT_POLL_US (20 * 1000)
+#define ABORT_AGAIN_US (2 * G_USEC_PER_SEC)
 
+static void abort_job(virDomainPtr domain)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (virDomainAbortJob(domain) < 0) {
+        be_error_from_libvirt(&error, "cannot abort the backup job");
+        g_info("%s", error->message);
+    }
+}
+
+/* An abort that failed is sent again: libvirt may have had no time for it. */
 static gboolean wait_until_gone(Backup *backup, virDomainPtr domain, GError **error)
 {
     gint64 until_us = g_get_monotonic_time() + ABORT_WAIT_US;
+    gint64 again_us = g_get_monotonic_time() + ABORT_AGAIN_US;
 
     while (TRUE) {
         int ours = backup_job_is_ours(backup, domain, error);
@@ -33,6 +46,10 @@ static gboolean wait_until_gone(Backup *backup, virDomainPtr domain, GError **er
                         "libvirt still runs the backup job %d s after it was told to end",
                         (int)(ABORT_WAIT_US / G_USEC_PER_SEC));
             return FALSE;
+        }
+        if (g_get_monotonic_time() > again_us) {
+            abort_job(domain);
+            again_us = g_get_monotonic_time() + ABORT_AGAIN_US;
         }
         g_usleep(ABORT_POLL_US);
     }
@@ -62,10 +79,7 @@ gboolean backup_abort(Backup *backup, GError **error)
         return ours == 0;
     }
     backup_close_streams(backup);
-    if (virDomainAbortJob(domain) < 0) {
-        be_error_from_libvirt(&domain_error, "cannot abort the backup job");
-        g_info("%s", domain_error->message);
-    }
+    abort_job(domain);
     return wait_until_gone(backup, domain, error);
 }
 
@@ -92,6 +106,7 @@ static gboolean run_end(Be *be, BeJob *job, gpointer data, GError **error)
     backup_release(backup);
     be_crash_point("backup-end", "release", "after");
     be_journal_remove(be, backup->pub.id);
+    be_crash_point("backup-end", "record", "after");
     be_backups_unlist(be, backup);
     backup_set_state(backup, BE_BACKUP_GONE, NULL);
     backup_notify(backup, BE_EVENT_BACKUP_ENDED, 0, NULL);

@@ -236,6 +236,7 @@ gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
     if (!be_journal_mark(be, uuid, error)) {
         return FALSE;
     }
+    be_crash_point("freeze", "mark", "after");
     if (!be_watchdog_arm(be->freezes->watchdog, uuid, watch_ms, error)) {
         be_journal_unmark(be, uuid);
         return FALSE;
@@ -280,6 +281,7 @@ gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **e
     }
     be_crash_point("freeze", "thaw", "after");
     forget(be, uuid);
+    be_crash_point("freeze", "forget", "after");
     return TRUE;
 }
 

@@ -102,9 +102,12 @@ static gboolean settle(Backup *backup)
                                     be_backup_ref(&backup->pub), unref_backup));
         return FALSE;
     }
+    be_crash_point("backup-fail", "abort", "after");
     be_scratch_resume(backup);
     backup_release(backup);
+    be_crash_point("backup-fail", "release", "after");
     be_journal_remove(backup->be, backup->pub.id);
+    be_crash_point("backup-fail", "record", "after");
     return TRUE;
 }
 

@@ -32,7 +32,8 @@ gboolean be_steps_run(const char *area, const BeStep *steps, gpointer work, BeJo
 
 /**
  * be_crash_point: kills this process where the environment's
- * VMSNAPFS_CRASH_AT names the point; compiled in for tests alone.
+ * VMSNAPFS_CRASH_AT names the point "area:name:when", and appends each point that is
+ * passed to the file that VMSNAPFS_POINTS names; compiled in for tests alone.
  */
 #ifdef BE_CRASH_POINTS
 void be_crash_point(const char *area, const char *name, const char *when);

@@ -104,68 +104,8 @@ def test_killed_daemon_and_off_machine(off_guest, mount) -> None:
     guest.start()
 
 
-# A process that is killed at each step of begin and end: what the user does not
-# have is gone at the next start, what he has is there.
-BEGIN = [f"backup-begin:{step}:{when}"
-         for step in ("record", "directories", "begin", "describe", "list")
-         for when in ("before", "after")]
-OFF = [f"backup-off:{step}:{when}"
-       for step in ("record", "directory", "lock", "check", "describe", "list")
-       for when in ("before", "after")]
-END = ["backup-end:abort:before", "backup-end:abort:after", "backup-end:release:after"]
-
-
 def names(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir() if not p.is_symlink())
-
-
-def crash_in_mkdir(mount, guest: Guest, point: str) -> Mount:
-    mnt = mount("qemu:///system", env={"VMSNAPFS_CRASH_AT": point})
-    mnt.expected_exit = -signal.SIGKILL
-    with raises_errno(errno.ENOTCONN, errno.ECONNABORTED):
-        (collection(mnt, guest) / "now").mkdir()
-    assert mnt.process.wait(10) == -signal.SIGKILL, "no such crash point"
-    return remount(mount, mnt)
-
-
-@pytest.mark.parametrize("point", BEGIN)
-def test_crash_in_begin(guest: Guest, mount, point: str) -> None:
-    again = crash_in_mkdir(mount, guest, point)
-    now = collection(again, guest) / "now"
-    if point == "backup-begin:list:after":                                         # as row 4
-        assert names(now.parent) == ["now"]
-        with raises_errno(errno.EEXIST):
-            now.mkdir()
-        now.rmdir()
-    assert names(now.parent) == []
-    assert not guest.has_job() and not job_files()
-    now.mkdir()
-    now.rmdir()
-
-
-@pytest.mark.parametrize("point", OFF)
-def test_crash_in_begin_of_an_off_machine(off_guest, mount, point: str) -> None:
-    guest = off_guest()
-    again = crash_in_mkdir(mount, guest, point)
-    assert names(collection(again, guest)) == []
-    assert not job_files()
-
-
-@pytest.mark.parametrize("point", END)
-def test_crash_in_end(guest: Guest, mount, point: str) -> None:
-    mnt = mount("qemu:///system", env={"VMSNAPFS_CRASH_AT": point})
-    mnt.expected_exit = -signal.SIGKILL
-    now = collection(mnt, guest) / "now"
-    now.mkdir()
-    with raises_errno(errno.ENOTCONN, errno.ECONNABORTED):
-        now.rmdir()
-    assert mnt.process.wait(10) == -signal.SIGKILL, "no such crash point"
-    again = remount(mount, mnt)
-    now = collection(again, guest) / "now"
-    if now.exists():
-        now.rmdir()
-    assert names(now.parent) == []
-    assert not guest.has_job() and not job_files()
 
 
 def test_second_daemon_says_who_is_there(mnt: Mount) -> None:                      # row 6
