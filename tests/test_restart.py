@@ -33,9 +33,11 @@ def small() -> Iterator[Path]:
     path.mkdir(mode=0o711)
     sh(["mount", "-t", "tmpfs", "-o", "size=64m,mode=711", "small", str(path)])
     yield path
-    # The guard may be looking.
-    wait_for(lambda: sh(["umount", str(path)], check=False).returncode == 0, 10, "unmounted")
-    path.rmdir()
+    try:                               # the guard may be looking
+        wait_for(lambda: sh(["umount", str(path)], check=False).returncode == 0, 10, "unmounted")
+    finally:
+        sh(["umount", "-l", str(path)], check=False)
+        path.rmdir()
 
 
 ### -o recover
