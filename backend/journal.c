@@ -106,6 +106,7 @@ gboolean be_journal_mark(Be *be, const char *uuid, GError **error)
 {
     g_autofree char *path = mark_path(be, uuid);
     g_autofree char *dir = be_record_dir(be, KIND);
+    gboolean fresh = access(path, F_OK) < 0;
     int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     gboolean synced = fd >= 0 && fsync(fd) == 0;
 
@@ -115,7 +116,11 @@ gboolean be_journal_mark(Be *be, const char *uuid, GError **error)
     if (fd >= 0) {
         close(fd);
     }
-    return synced && be_dirs_sync(dir, error);
+    synced = synced && be_dirs_sync(dir, error);
+    if (fresh && !synced) {
+        (void)unlink(path);    /* nothing is frozen then */
+    }
+    return synced;
 }
 
 void be_journal_unmark(Be *be, const char *uuid)

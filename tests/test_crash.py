@@ -151,8 +151,8 @@ def leftovers(guest: Guest) -> list[str]:
     return found + (["a job"] if guest.has_job() else [])
 
 
-def wait_clean(guest: Guest, before: dict[str, object], what: str) -> None:
-    end = time.monotonic() + 5
+def wait_clean(guest: Guest, before: dict[str, object], what: str, seconds: float = 5) -> None:
+    end = time.monotonic() + seconds
     while leftovers(guest) or world(guest) != before:
         assert time.monotonic() < end, f"{what}: {leftovers(guest)}\n{world(guest)}\n{before}"
         time.sleep(0.02)

@@ -117,7 +117,7 @@ def test_the_backup_that_takes_most_gives_way(make_guest, mount, small: Path,
                                               guest: Guest) -> None:
     writer = make_guest(Disk(size=512 * MIB))
     writer.run("dd if=/dev/urandom of=/data/victim bs=1M count=192; sync")
-    mnt = mount("qemu:///system", f"scratch={small}", "scratch-reserve=80M")
+    mnt = mount("qemu:///system", f"scratch={small}", "scratch-reserve=60M")
     quiet, loud = collection(mnt, guest) / "quiet", collection(mnt, writer) / "loud"
     quiet.mkdir()
     loud.mkdir()

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every call fails once (tests/faults.c): no crash, no leak, as before or as after."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bed import VMSNAPFS, Guest, Mount, bed_dir, wait_for
+from test_backup import digest, text
+from test_crash import command, drop, is_thawed, make, vm, wait_clean, world
+
+LIBRARY = VMSNAPFS.parent.parent / "tests" / "faults.so"
+LAYOUT = struct.Struct("32sIII")
+# Beyond this many calls of one kind only STRESS=long goes.
+CALLS = 100000 if os.environ.get("STRESS") == "long" else 12
+
+
+class Faults:
+    """The control that the daemon has mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.write_bytes(bytes(LAYOUT.size))
+        with path.open("r+b") as file:
+            self.map = mmap.mmap(file.fileno(), LAYOUT.size)
+
+    def arm(self, kind: str, nth: int) -> None:
+        self.map[:] = LAYOUT.pack(b"", nth, 0, 0)
+        self.map[:32] = kind.encode().ljust(32, b"\0")
+
+    def disarm(self) -> bool:
+        """Whether a call has failed."""
+        self.map[:32] = bytes(32)
+        return bool(LAYOUT.unpack(self.map[:])[3])
+
+    def environment(self) -> dict[str, str]:
+        libraries = [str(LIBRARY)]
+        linked = subprocess.run(["ldd", VMSNAPFS], capture_output=True, text=True).stdout
+        # A sanitizer wants to be the first.
+        libraries[:0] = [line.split()[2] for line in linked.splitlines()
+                         if "libasan" in line or "libtsan" in line]
+        return {"LD_PRELOAD": ":".join(libraries), "FAULTS": str(self.path)}
+
+
+@pytest.fixture
+def faults() -> Iterator[Faults]:
+    made = Faults(bed_dir() / "tmp" / "faults")
+    yield made
+    made.path.unlink()
+
+
+### What is tried
+
+def read(name: str) -> Callable[[Mount, Guest], None]:
+    """Twice: bytes that came although a call failed are the right ones."""
+    def run(mnt: Mount, guest: Guest) -> None:
+        file = vm(mnt, guest) / "backups/now" / name
+        first = digest(file)
+        Read.later.append(lambda: digest(file) == first)
+    return run
+
+
+class Read:
+    later: list[Callable[[], bool]] = []
+
+
+def freeze_and_thaw(mnt: Mount, guest: Guest) -> None:
+    try:
+        command("freeze timeout=2")(mnt, guest)
+    finally:
+        command("thaw")(mnt, guest)
+
+
+def suspend_and_resume(mnt: Mount, guest: Guest) -> None:
+    command("suspend")(mnt, guest)
+    command("resume")(mnt, guest)
+
+
+def look(mnt: Mount, guest: Guest) -> None:
+    os.listdir(mnt.domains)
+    (vm(mnt, guest) / "domain.xml").read_text()
+    text(vm(mnt, guest) / "job")
+
+
+FILES = ("open", "write", "fsync", "rename", "mkdir")
+
+
+@dataclass(frozen=True)
+class Operation:
+    name: str
+    run: Callable[[Mount, Guest], None]
+    kinds: tuple[str, ...]
+    prepare: Callable[[Mount, Guest], None] | None = None
+    off: bool = False
+
+
+OPERATIONS = (
+    Operation("mkdir", make("backups"), ("libvirt", *FILES)),
+    Operation("mkdir-off", make("backups"), ("libvirt", *FILES), off=True),
+    Operation("rmdir", drop("backups"), ("libvirt", "open"), make("backups")),
+    Operation("rmdir-off", drop("backups"), ("libvirt", "open"), make("backups"), off=True),
+    Operation("read", read("disks/vda.raw"), ("nbd", "libvirt"), make("backups")),
+    Operation("read-off", read("disks/vda.raw"), ("nbd", "open"), make("backups"), off=True),
+    Operation("read-full", read("full/vda.qcow2"), ("nbd",), make("backups"), off=True),
+    Operation("freeze", freeze_and_thaw, ("libvirt", *FILES)),
+    Operation("suspend", suspend_and_resume, ("libvirt",)),
+    Operation("look", look, ("libvirt", "open")),
+)
+
+
+def put_back(mnt: Mount, guest: Guest, operation: Operation, before: dict[str, object]) -> None:
+    """Whatever came of it: it can be ended, and then all is as it was."""
+    now = vm(mnt, guest) / "backups/now"
+
+    def ended() -> bool:
+        with contextlib.suppress(OSError):
+            if now.exists():
+                now.rmdir()
+        return not now.exists()
+    wait_for(ended, 20, "ended")
+
+    def well() -> bool:
+        with contextlib.suppress(OSError):
+            look(mnt, guest)
+            return True
+        return False
+    wait_for(well, 10, "all can be read again")
+    if not operation.off and guest.state != before["state"]:
+        command("resume")(mnt, guest)
+    # A freeze whose answer was lost is thawed once more after 12 s.
+    wait_clean(guest, before, operation.name, 20)
+    assert operation.off or is_thawed(guest)
+
+
+def try_once(mnt: Mount, guest: Guest, operation: Operation, faults: Faults, kind: str,
+             nth: int) -> bool:
+    """Whether there was an n-th call."""
+    if operation.prepare:
+        operation.prepare(mnt, guest)
+    failed = False
+    Read.later.clear()
+    begin = time.monotonic()
+    faults.arm(kind, nth)
+    try:
+        operation.run(mnt, guest)
+    except OSError:
+        failed = True
+    fired = faults.disarm()
+    print(f"{operation.name} {kind} {nth}: {time.monotonic() - begin:.2f} s, {failed=} {fired=}")
+    assert mnt.process.poll() is None, "the daemon is gone"
+    assert fired or not failed, "it failed without a fault"
+    assert all(check() for check in Read.later), "wrong bytes"
+    return fired
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest, guest: Guest, off_guest: Callable[[], Guest]) -> Guest:
+    return off_guest() if request.param else guest
+
+
+@pytest.mark.parametrize("operation, machine", [(o, o.off) for o in OPERATIONS],
+                         ids=[o.name for o in OPERATIONS], indirect=["machine"])
+def test_every_call_fails_once(operation: Operation, machine: Guest, mount,
+                               faults: Faults) -> None:
+    before = world(machine)
+    mnt = mount("qemu:///system", env=faults.environment())
+    for kind in operation.kinds:
+        nth = 1
+        while nth <= CALLS and try_once(mnt, machine, operation, faults, kind, nth):
+            put_back(mnt, machine, operation, before)
+            nth += 1
+        put_back(mnt, machine, operation, before)
+        print(f"{operation.name}: {nth - 1} calls of {kind} failed")
