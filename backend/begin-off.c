@@ -47,6 +47,25 @@ void be_offline_free(BeOffline *offline)
 
 /* ---- Before the first step ---------------------------------------------------------- */
 
+/*
+ * The lock of a block device belongs to its node in /dev, and libvirt gives each
+ * QEMU a /dev of its own: the machine would start, and write under the backup.
+ * What is below the top is opened for reading alone, and the top's lock keeps the
+ * machine off.
+ */
+static gboolean lock_holds(const GPtrArray *chain, const char *target, GError **error)
+{
+    const BeImage *top = g_ptr_array_index(chain, 0);
+
+    if (top->block_device) {
+        g_set_error(error, BE_ERROR, EOPNOTSUPP,
+                    "disk '%s' is the block device '%s', which cannot be locked against a start "
+                    "of the machine; use offline=paused, or start the machine to back it up",
+                    target, top->path);
+    }
+    return !top->block_device;
+}
+
 static gboolean inspect(BackupPlan *plan, const BeXmlDisk *disk, GError **error)
 {
     const BeXmlLevel *top = &disk->top;
@@ -68,6 +87,10 @@ static gboolean inspect(BackupPlan *plan, const BeXmlDisk *disk, GError **error)
     }
     chain = be_image_chain_inspect(top->path, top->format, error);
     if (!chain) {
+        return FALSE;
+    }
+    if (!lock_holds(chain, disk->target, error)) {
+        g_ptr_array_unref(chain);
         return FALSE;
     }
     offline = g_new0(OfflineDisk, 1);

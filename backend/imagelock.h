@@ -25,8 +25,7 @@ typedef struct BeImageLock BeImageLock;
  * Only what locks like QEMU is kept off: a loop device or a mount is not.  And the
  * lock of a block device belongs to its node in /dev, while libvirt gives each
  * QEMU a /dev of its own (qemu.conf: namespaces; measured with libvirt 9.0: the
- * machine starts): for an image with block_device set the caller must watch for
- * the start of the machine by its events.
+ * machine starts): an image with block_device set is not safe by this alone.
  *
  * Returns: the lock, to be released by be_image_lock_free(); NULL: EBUSY when a
  * running machine or a tool has an image open for writing, refuses readers, or

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 import libvirt
@@ -175,3 +176,42 @@ def test_server_of_an_off_machine_dies(off_guest, mnt: Mount) -> None:  # row 50
     direct = sh(f"dd if={path} bs=1M iflag=direct status=none | sha256sum").stdout.split()[0]
     assert direct == expected
     now.rmdir()
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Path]:
+    backing = tmp_path / "device"
+    with backing.open("wb") as file:
+        file.truncate(16 * MIB)
+    device = sh(["losetup", "--show", "-f", str(backing)]).stdout.strip()
+    yield Path(device)
+    sh(["losetup", "-d", device])
+
+
+# Each QEMU has a /dev of its own, so a lock on the node would keep nobody off.
+@pytest.mark.parametrize("below", [False, True], ids=["top", "base"])
+def test_block_device_cannot_be_locked(off_guest, mnt: Mount, loop: Path, below: bool) -> None:
+    guest = off_guest()
+    xml = guest.xml(inactive=True)
+    disk = xml.find("devices/disk")
+    if below:
+        top = guest.dir / "top.qcow2"
+        sh(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(loop), str(top)])
+        disk.find("source").set("file", str(top))
+    else:
+        disk.set("type", "block")
+        disk.find("driver").set("type", "raw")
+        disk.remove(disk.find("source"))
+        ET.SubElement(disk, "source", dev=str(loop))
+    guest.domain.connect().defineXML(ET.tostring(xml).decode())
+    now = collection(mnt, guest) / "now"
+    if below:
+        now.mkdir()
+        assert len((now / "disks/vda.raw").read_bytes()) == 16 * MIB
+        now.rmdir()
+        return
+    with raises_errno(errno.EOPNOTSUPP):
+        now.mkdir()
+    error = (mnt.domains / guest.name / "error").read_text()
+    assert f"the block device '{loop}', which cannot be locked" in error
+    assert "offline=paused" in error
