@@ -161,8 +161,8 @@ static gboolean run_begin(gpointer work, GError **error)
     plan->backup->pub.frozen_us = window.frozen_us;
     if (plan->hold && is_still_paused(plan)) {
         plan->backup->pub.consistency = BE_CONSISTENCY_OFFLINE;
-    } else if (window.consistent) {
-        plan->backup->pub.consistency = BE_CONSISTENCY_FILESYSTEM;
+    } else {
+        plan->backup->pub.consistency = window.consistency;
     }
     return begun;
 }

@@ -29,10 +29,14 @@
 /* The watchdog is the second line: it comes after our own timer. */
 #define WATCHDOG_GRACE_MS 2000
 
+/* Windows ends a freeze by VSS by itself (MS-VSS: flush and hold writes, 10 s). */
+#define VSS_HOLDS_US (8 * G_USEC_PER_SEC)
+
 /* A guest frozen by command. */
 typedef struct {
     gint64 since_us;           /* real time */
     guint seconds;
+    BeConsistency consistency;
     GSource *timer;
 } Held;
 
@@ -285,6 +289,31 @@ gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **e
     return TRUE;
 }
 
+/* ---- What it means ------------------------------------------------------------------------ */
+
+BeConsistency be_freeze_consistency_of(const char *os_id)
+{
+    return g_strcmp0(os_id, "mswindows") == 0 ? BE_CONSISTENCY_APPLICATION
+                                              : BE_CONSISTENCY_FILESYSTEM;
+}
+
+BeConsistency be_freeze_consistency(virDomainPtr domain)
+{
+    virTypedParameterPtr params = NULL;
+    const char *os_id = NULL;
+    BeConsistency consistency;
+    int count = 0;
+
+    bound_agent(domain, TRUE);
+    if (virDomainGetGuestInfo(domain, VIR_DOMAIN_GUEST_INFO_OS, &params, &count, 0) == 0) {
+        (void)virTypedParamsGetString(params, count, "os.id", &os_id);
+    }
+    bound_agent(domain, FALSE);
+    consistency = be_freeze_consistency_of(os_id);
+    virTypedParamsFree(params, count);
+    return consistency;
+}
+
 /* ---- By command -------------------------------------------------------------------------- */
 
 gboolean be_freeze_is_held(Be *be, const char *uuid)
@@ -295,6 +324,22 @@ gboolean be_freeze_is_held(Be *be, const char *uuid)
     held = g_hash_table_contains(be->freezes->held, uuid);
     g_mutex_unlock(&be->freezes->lock);
     return held;
+}
+
+BeConsistency be_freeze_held_consistency(Be *be, const char *uuid)
+{
+    const Held *held;
+    BeConsistency consistency;
+
+    g_mutex_lock(&be->freezes->lock);
+    held = g_hash_table_lookup(be->freezes->held, uuid);
+    consistency = held ? held->consistency : BE_CONSISTENCY_CRASH;
+    if (consistency == BE_CONSISTENCY_APPLICATION
+        && g_get_real_time() - held->since_us > VSS_HOLDS_US) {
+        consistency = BE_CONSISTENCY_CRASH;
+    }
+    g_mutex_unlock(&be->freezes->lock);
+    return consistency;
 }
 
 gboolean be_freeze_print(Be *be, const char *uuid, GString *out)
@@ -355,8 +400,13 @@ static gboolean run_freeze(Be *be, BeJob *job, gpointer data, GError **error)
 {
     const Command *command = data;
     g_autoptr(BeVirDomain) domain = be_conn_domain(be->action_conn, command->uuid, error);
+    BeConsistency consistency = BE_CONSISTENCY_CRASH;
     Held *held;
 
+    /* A frozen agent would not answer; and some of the file systems are not the disk. */
+    if (domain && !command->mountpoints) {
+        consistency = be_freeze_consistency(domain);
+    }
     if (!domain || be_job_is_cancelled(job)
         || !be_freeze_begin(be, domain, command->uuid, (const char *const *)command->mountpoints,
                             command->seconds * 1000 + WATCHDOG_GRACE_MS, error)) {
@@ -373,6 +423,7 @@ static gboolean run_freeze(Be *be, BeJob *job, gpointer data, GError **error)
     held = g_new0(Held, 1);
     held->since_us = g_get_real_time();
     held->seconds = command->seconds;
+    held->consistency = consistency;
     g_mutex_lock(&be->freezes->lock);
     held->timer = thaw_later(be, command->uuid, command->seconds * 1000, held_too_long);
     g_hash_table_insert(be->freezes->held, g_strdup(command->uuid), held);

@@ -41,6 +41,29 @@ gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **e
 gboolean be_freeze_thaw_once(virDomainPtr domain, GError **error);
 
 /**
+ * be_freeze_consistency_of: what a freeze that the agent confirmed means.
+ * @os_id: "os.id" of the agent (guest-get-osinfo), or NULL where it did not say
+ *
+ * Pure.  QEMU's agent for Windows freezes through VSS and in no other way (QEMU
+ * qga/commands-win32.c: without VSS the freeze fails), so applications have been
+ * asked to be consistent; anywhere else it is FIFREEZE, whatever hooks there are.
+ */
+BeConsistency be_freeze_consistency_of(const char *os_id);
+
+/**
+ * be_freeze_consistency: the same of a running guest; asks its agent, which must
+ * not be frozen, at most 5 s.  Does not taint the domain.  Blocks; workers.
+ * (libvirt: virDomainGetGuestInfo)
+ */
+BeConsistency be_freeze_consistency(virDomainPtr domain);
+
+/**
+ * be_freeze_held_consistency: of a guest that a command of ours has frozen; crash
+ * where it has not, has frozen some mount points only, or VSS has given up by now.
+ */
+BeConsistency be_freeze_held_consistency(Be *be, const char *uuid);
+
+/**
  * be_freeze_is_held: whether the guest is frozen by a command of ours.
  */
 gboolean be_freeze_is_held(Be *be, const char *uuid);

@@ -17,12 +17,12 @@ gboolean be_quiesce_begin(Be *be, virDomainPtr domain, const char *uuid, BeQuies
 {
     g_autoptr(GError) freeze_error = NULL;
 
-    *window = (BeWindow){.begun_us = g_get_monotonic_time()};
+    *window = (BeWindow){.begun_us = g_get_monotonic_time(),
+                         .consistency = BE_CONSISTENCY_CRASH};
     if (how == BE_QUIESCE_OFF) {
         return TRUE;
     }
     if (be_freeze_is_held(be, uuid)) {
-        window->consistent = TRUE;
         return TRUE;
     }
     window->frozen = agent && be_freeze_begin(be, domain, uuid, NULL, FREEZE_MS, &freeze_error);
@@ -50,6 +50,7 @@ void be_quiesce_end(Be *be, virDomainPtr domain, const char *uuid, const char *a
     gint64 window_us = g_get_monotonic_time() - window->begun_us;
 
     if (!window->frozen) {
+        window->consistency = be_freeze_held_consistency(be, uuid);
         return;
     }
     be_crash_point(area, "frozen", "after");
@@ -57,5 +58,7 @@ void be_quiesce_end(Be *be, virDomainPtr domain, const char *uuid, const char *a
         g_warning("%s", error->message);
     }
     window->frozen_us = MAX(g_get_monotonic_time() - window->begun_us, 1);
-    window->consistent = window_us < FREEZE_MS * 1000;
+    if (window_us < FREEZE_MS * 1000) {
+        window->consistency = be_freeze_consistency(domain);
+    }
 }

@@ -225,9 +225,7 @@ static void finish(SnapshotPlan *plan)
 
     /* With its memory a guest goes on as if nothing had been: there is no such question. */
     owner.known = plan->wanted->memory == BE_PART_NONE;
-    owner.consistency = !plan->active              ? BE_CONSISTENCY_OFFLINE
-                        : plan->window.consistent ? BE_CONSISTENCY_FILESYSTEM
-                                                   : BE_CONSISTENCY_CRASH;
+    owner.consistency = plan->active ? plan->window.consistency : BE_CONSISTENCY_OFFLINE;
     let_go(plan);
     be_crash_point(AREA, "finish", "before");
     snapshot_finish(plan->be, plan->domain, plan->uuid, plan->wanted, &owner);

@@ -42,6 +42,36 @@ def test_mkdir_freezes_and_thaws(guest: Guest, mnt: Mount) -> None:
     now.rmdir()
 
 
+# What freezes a Windows guest is VSS; the agent says which system it runs on.
+def test_vss_is_application_consistent(make_guest, mnt: Mount) -> None:
+    guest = make_guest()
+    guest.run("echo ID=mswindows > /etc/os-release")
+    now = collection(mnt, guest) / "now"
+    now.mkdir()
+    assert text(now / "consistency") == "application"
+    now.rmdir()
+    control(mnt, guest).write_text("freeze timeout=30\n")
+    now.mkdir()
+    assert text(now / "consistency") == "application"
+    now.rmdir()
+    control(mnt, guest).write_text("thaw\n")
+    for line in ("ID=debian", "ID=windows", 'ID="mswindows-like"', ""):
+        guest.run(f"echo '{line}' > /etc/os-release")
+        now.mkdir()
+        assert text(now / "consistency") == "filesystem", line
+        now.rmdir()
+
+
+def test_freeze_by_command_holds_for_the_backup(guest2: Guest, mnt: Mount) -> None:
+    now = collection(mnt, guest2) / "now"
+    for mount_point, expected in (("", "filesystem"), (" /data", "crash")):
+        control(mnt, guest2).write_text(f"freeze timeout=30{mount_point}\n")
+        now.mkdir()
+        assert text(now / "consistency") == expected
+        now.rmdir()
+        control(mnt, guest2).write_text("thaw\n")
+
+
 def test_quiesce_off_is_crash_consistent(guest: Guest, mount) -> None:
     mnt = mount("qemu:///system", "quiesce=off")
     now = collection(mnt, guest) / "now"
