@@ -26,6 +26,9 @@
 /* A hook in the guest may freeze after we gave up: thaw again by then. */
 #define LATE_FREEZE_MS 12000
 
+/* As often a thaw that failed is sent again, as long as it takes. */
+#define RETRY_MS 5000
+
 /* The watchdog is the second line: it comes after our own timer. */
 #define WATCHDOG_GRACE_MS 2000
 
@@ -44,6 +47,7 @@ struct BeFreezes {
     BeWatchdog *watchdog;
     GMutex lock;
     GHashTable *held;          /* uuid -> Held; guarded by lock */
+    GHashTable *retried;       /* set of uuid; guarded by lock: a thaw is due again */
 };
 
 static void held_free(gpointer data)
@@ -66,6 +70,7 @@ BeFreezes *be_freezes_new(Be *be, GError **error)
     freezes = g_new0(BeFreezes, 1);
     freezes->watchdog = watchdog;
     g_mutex_init(&freezes->lock);
+    freezes->retried = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     freezes->held = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, held_free);
     return freezes;
 }
@@ -77,6 +82,7 @@ void be_freezes_free(BeFreezes *freezes)
     }
     be_watchdog_free(freezes->watchdog);
     g_hash_table_unref(freezes->held);
+    g_hash_table_unref(freezes->retried);
     g_mutex_clear(&freezes->lock);
     g_free(freezes);
 }
@@ -143,6 +149,8 @@ static void forget(Be *be, const char *uuid)
 
 /* ---- Thawing later -------------------------------------------------------------------- */
 
+static void retry_thaw(Be *be, const char *uuid);
+
 static void thaw_on_worker(Be *be, gpointer data)
 {
     const char *uuid = data;
@@ -153,6 +161,7 @@ static void thaw_on_worker(Be *be, gpointer data)
         forget(be, uuid);
     } else {
         g_warning("a guest may be frozen: %s", error->message);
+        retry_thaw(be, uuid);
     }
 }
 
@@ -184,6 +193,29 @@ static GSource *thaw_later(Be *be, const char *uuid, guint delay_ms, GSourceFunc
     later->be = be;
     later->uuid = g_strdup(uuid);
     return be_timer_add(be, delay_ms, func, later, later_free);
+}
+
+static gboolean retry_now(gpointer data)
+{
+    const Later *later = data;
+
+    g_mutex_lock(&later->be->freezes->lock);
+    g_hash_table_remove(later->be->freezes->retried, later->uuid);
+    g_mutex_unlock(&later->be->freezes->lock);
+    return thaw_later_now(data);
+}
+
+/* An agent that is gone comes back, with the next boot of its guest at the latest. */
+static void retry_thaw(Be *be, const char *uuid)
+{
+    gboolean first;
+
+    g_mutex_lock(&be->freezes->lock);
+    first = g_hash_table_add(be->freezes->retried, g_strdup(uuid));
+    g_mutex_unlock(&be->freezes->lock);
+    if (first && !g_atomic_int_get(&be->stopping)) {
+        g_source_unref(thaw_later(be, uuid, RETRY_MS, retry_now));
+    }
 }
 
 /* ---- Freeze and thaw ------------------------------------------------------------------- */
