@@ -184,3 +184,32 @@ typedef struct {
 BeJob *be_snapshot_create(Be *be, const char *uuid, const char *name,
                           const BeSnapshotOptions *options, const BeCaller *caller, BeDone done,
                           gpointer user);
+
+/**
+ * BeDeleteHow: what goes with a snapshot.
+ */
+typedef enum {
+    BE_DELETE_MERGE,           /* it alone; what stands on it keeps all its data */
+    BE_DELETE_CHILDREN,        /* all that stand on it, too */
+    BE_DELETE_METADATA,        /* libvirt forgets it, no image is touched */
+} BeDeleteHow;
+
+/**
+ * be_snapshot_delete: deletes a snapshot.  External ones of a machine that is off by
+ * starting it paused; an image on which several branches stand stays as long as they do.
+ * The name is hidden meanwhile.
+ *
+ * ENOENT; EBUSY (a job, a backup or a freeze is in the way, another machine stands on an
+ * image); EOPNOTSUPP (data of an internal snapshot would be lost); EIO; ECANCELED: what was
+ * written stays, and the snapshot can only be deleted: EUCLEAN for a revert to it.
+ * (libvirt: virDomainSnapshotDelete, virDomainBlockCommit; qemu-img commit, rebase.)
+ */
+BeJob *be_snapshot_delete(Be *be, const char *uuid, const char *name, BeDeleteHow how,
+                          BeDone done, gpointer user);
+
+/**
+ * be_snapshot_commit: writes what was changed since an external snapshot into its images,
+ * has the machine go on on them, and forgets the snapshot.  EINVAL where the machine
+ * does not go on from it alone; else as be_snapshot_delete().
+ */
+BeJob *be_snapshot_commit(Be *be, const char *uuid, const char *name, BeDone done, gpointer user);

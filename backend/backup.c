@@ -382,6 +382,7 @@ static void check_on_worker(Be *be, gpointer data)
     be_backups_recover(be);
     be_reverts_recover(be);
     be_snapshots_recover(be);
+    be_deletes_recover(be);
     for (guint i = 0; i < backups->len; i++) {
         Backup *backup = g_ptr_array_index(backups, i);
         g_autoptr(GError) error = NULL;

@@ -141,3 +141,18 @@ void be_change_mend(Be *be, const char *uuid, const char *name)
         g_warning("%s", error->message);
     }
 }
+
+void be_changes_forget_gone(Be *be)
+{
+    g_autoptr(GPtrArray) records = be_record_load(be, KIND);
+
+    for (guint i = 0; i < records->len; i++) {
+        const BeRecord *record = g_ptr_array_index(records, i);
+        g_autoptr(GError) error = NULL;
+        g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, record->id, &error);
+
+        if (!domain && error->code == ENOENT) {
+            be_record_remove(be, KIND, record->id);
+        }
+    }
+}

@@ -62,6 +62,11 @@ void be_change_tidy(Be *be, const char *uuid);
 gboolean be_change_remembers(Be *be, const char *uuid, const char *path);
 
 /**
+ * be_changes_forget_gone: the records of domains that there are no more.  Query worker.
+ */
+void be_changes_forget_gone(Be *be);
+
+/**
  * be_change_is_whole: EUCLEAN for a snapshot whose deletion has begun to write into
  * the image that held it, and was then cancelled or failed.
  * be_change_break, be_change_mend: notes it; the note goes with the snapshot.

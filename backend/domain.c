@@ -12,6 +12,7 @@
 #include "backend/backup.h"
 #include "backend/error.h"
 #include "backend/freeze.h"
+#include "backend/merge-progress.h"
 
 /* ---- Texts -------------------------------------------------------------------------- */
 
@@ -84,6 +85,8 @@ static char *make_job(Be *be, virConnectPtr conn G_GNUC_UNUSED, const char *uuid
         be_backup_unref(&backup->pub);
         be_paused_print(be, uuid, out);
     } else if (be->freezes && be_freeze_print(be, uuid, out)) {
+        ;                      /* printed */
+    } else if (be_progress_print(uuid, out)) {
         ;                      /* printed */
     } else if (running) {
         g_string_append_printf(out, "kind: action\nobject: %s\n", running);

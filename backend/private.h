@@ -220,6 +220,13 @@ void be_dirs_remove(const char *path);
  */
 void be_reverts_recover(Be *be);
 
+/* ---- delete-record.c ---------------------------------------------------------- */
+
+/**
+ * be_deletes_recover: the same for deletions, which are finished.
+ */
+void be_deletes_recover(Be *be);
+
 /* ---- host.c ------------------------------------------------------------------ */
 
 /**

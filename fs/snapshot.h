@@ -22,4 +22,5 @@ void fs_snapshot_fetch_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user)
 void fs_snapshot_fetch_domain_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
 void fs_snapshot_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
 
+BeJob *fs_snapshot_drop(const FsAct *act, GError **error);
 extern const FsVerb fs_snapshot_verbs[];

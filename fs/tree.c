@@ -95,7 +95,8 @@ static const FsDef snapshot_rows[] = {
 };
 
 static const FsDef snapshot_row =
-    DIR_ROW("<name>", .rows = snapshot_rows, .xattrs = fs_snapshot_xattrs);
+    DIR_ROW("<name>", .rows = snapshot_rows, .drop = fs_snapshot_drop,
+            .xattrs = fs_snapshot_xattrs);
 
 static const FsDef snapshots_rows[] = {
     LINK_ROW("current", fs_snapshots_current),
