@@ -246,6 +246,25 @@ static void started(Appliance *appliance, const guint8 *data, gsize length)
     appliance->ready = TRUE;
 }
 
+/* What a hostile file system may have its reader be told. */
+static int shown_errno(int errnum)
+{
+    switch (errnum) {
+    case ENOENT:
+    case EACCES:
+    case ENOTDIR:
+    case EISDIR:
+    case EINVAL:
+    case ELOOP:
+    case ENAMETOOLONG:
+    case EFBIG:
+    case EOPNOTSUPP:
+        return errnum;
+    default:
+        return EIO;
+    }
+}
+
 static void end_first(Appliance *appliance, const FilesFrame *frame, const guint8 *data)
 {
     GList *link = g_queue_pop_head_link(&appliance->flying);
@@ -258,7 +277,7 @@ static void end_first(Appliance *appliance, const FilesFrame *frame, const guint
         g_autofree char *said = g_strndup((const char *)data, MIN(frame->length, 4096));
         g_autofree char *text = g_utf8_make_valid(said, -1);
 
-        error = g_error_new(BE_ERROR, CLAMP(frame->errnum, 1, 4095), "%s",
+        error = g_error_new(BE_ERROR, shown_errno(frame->errnum), "%s",
                             g_strdelimit(text, "\n\r", ' '));
     }
     if (call == appliance->start) {

@@ -60,13 +60,13 @@ static gboolean evict(GPtrArray *running)
     return oldest != NULL;
 }
 
-/* The objects whose appliances run, with references. */
-static GPtrArray *running_copy_locked(const BeFilesPool *pool)
+/* With references; under the pool's lock. */
+static GPtrArray *copy_of(const GPtrArray *objects)
 {
     GPtrArray *copy = g_ptr_array_new_with_free_func((GDestroyNotify)be_files_unref);
 
-    for (guint i = 0; i < pool->running->len; i++) {
-        g_ptr_array_add(copy, be_files_ref(g_ptr_array_index(pool->running, i)));
+    for (guint i = 0; i < objects->len; i++) {
+        g_ptr_array_add(copy, be_files_ref(g_ptr_array_index(objects, i)));
     }
     return copy;
 }
@@ -76,7 +76,7 @@ static gboolean wait_for_place(BeFilesPool *pool, gint64 until_us)
     g_autoptr(GPtrArray) running = NULL;
 
     g_mutex_lock(&pool->lock);
-    running = running_copy_locked(pool);
+    running = copy_of(pool->running);
     g_mutex_unlock(&pool->lock);
     if (!evict(running)) {
         return FALSE;
@@ -98,7 +98,7 @@ gboolean be_files_pool_enter(BeFiles *files, GError **error)
 
     do {
         g_mutex_lock(&pool->lock);
-        entered = pool->running->len < pool->max;
+        entered = pool->running->len < pool->max && !pool->stopping;
         if (entered) {
             g_ptr_array_add(pool->running, files);
             pool->starts++;
@@ -176,25 +176,58 @@ BeFilesPool *be_files_pool_new(Be *be, guint max, guint idle_seconds)
                           ? g_strdup(cache_dir)
                           : g_build_filename(all_hosts, "appliance", NULL);
     pool->running = g_ptr_array_new();
+    pool->threads = g_ptr_array_new();
     g_mutex_init(&pool->lock);
     g_cond_init(&pool->changed);
     return pool;
 }
 
+void be_files_pool_add(BeFiles *files)
+{
+    BeFilesPool *pool = files->pool;
+
+    g_mutex_lock(&pool->lock);
+    g_ptr_array_add(pool->threads, be_files_ref(files));
+    g_mutex_unlock(&pool->lock);
+}
+
+void be_files_pool_remove(BeFiles *files)
+{
+    BeFilesPool *pool = files->pool;
+
+    g_mutex_lock(&pool->lock);
+    g_ptr_array_remove_fast(pool->threads, files);
+    g_cond_broadcast(&pool->changed);
+    g_mutex_unlock(&pool->lock);
+    be_files_unref(files);
+}
+
+void be_files_pool_stop(BeFilesPool *pool)
+{
+    g_autoptr(GPtrArray) threads = NULL;
+
+    g_mutex_lock(&pool->lock);
+    pool->stopping = TRUE;
+    threads = copy_of(pool->threads);
+    g_mutex_unlock(&pool->lock);
+    for (guint i = 0; i < threads->len; i++) {
+        be_files_close(g_ptr_array_index(threads, i));
+    }
+    g_mutex_lock(&pool->lock);
+    while (pool->threads->len > 0) {
+        g_cond_wait(&pool->changed, &pool->lock);
+    }
+    g_mutex_unlock(&pool->lock);
+}
+
 void be_files_pool_free(BeFilesPool *pool)
 {
-    g_autoptr(GPtrArray) running = NULL;
-
     if (!pool) {
         return;
     }
-    g_mutex_lock(&pool->lock);
-    running = running_copy_locked(pool);
-    g_mutex_unlock(&pool->lock);
-    for (guint i = 0; i < running->len; i++) {
-        be_files_close(g_ptr_array_index(running, i));
-    }
+    be_files_pool_stop(pool);
     g_ptr_array_unref(pool->running);
+    g_ptr_array_unref(pool->threads);
     g_cond_clear(&pool->changed);
     g_mutex_clear(&pool->lock);
     g_free(pool->cache_dir);

@@ -6,8 +6,8 @@
  * long as its appliance, sends the calls, takes the answers, serves the disks
  * to the appliance and runs the callbacks.
  *
- * Locks: a BeFiles's lock, the pool's, a reader's and a disk connection's; none
- * is held together with another, or over a callback.
+ * Locks: a BeFiles's lock, and within it the pool's; a reader's; a disk
+ * connection's.  None is held over a callback.
  */
 #pragma once
 
@@ -46,9 +46,11 @@ struct BeFilesPool {
     char *cache_dir;
     GMutex lock;
     GCond changed;
-    GPtrArray *running;        /* of BeFiles; guarded by lock */
-    guint starts;              /* guarded by lock; for stats */
-    gboolean tcg;              /* KVM was found not to work; guarded by lock */
+    GPtrArray *running;        /* of BeFiles with an appliance; guarded by lock, as all below */
+    GPtrArray *threads;        /* of BeFiles with a thread, a reference each */
+    gboolean stopping;
+    guint starts;              /* for stats */
+    gboolean tcg;              /* KVM was found not to work */
 };
 
 struct BeFiles {
@@ -113,6 +115,13 @@ void be_files_end_taken(BeFiles *files, FilesCall *call, const guint8 *data, gsi
                         const GError *error);
 
 /* ---- files-pool.c ---- */
+
+/**
+ * be_files_pool_add, be_files_pool_remove: the thread of an object; with its
+ * reference.
+ */
+void be_files_pool_add(BeFiles *files);
+void be_files_pool_remove(BeFiles *files);
 
 /**
  * be_files_pool_enter: has a place for one more appliance, that of an idle one if

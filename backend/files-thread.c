@@ -112,6 +112,6 @@ gpointer be_files_thread(gpointer data)
         }
         over = finish(files, error);
     } while (!over);
-    be_files_unref(files);
+    be_files_pool_remove(files);
     return NULL;
 }

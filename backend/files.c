@@ -109,15 +109,13 @@ static GError *start_locked(BeFiles *files)
     }
     thread = files->kick_fd < 0
                  ? NULL
-                 : g_thread_try_new("files", be_files_thread, be_files_ref(files), NULL);
+                 : g_thread_try_new("files", be_files_thread, files, NULL);
     if (!thread) {
-        if (files->kick_fd >= 0) {
-            be_files_unref(files);
-        }
         return g_error_new(BE_ERROR, EAGAIN, "no thread for the appliance of %s", files->name);
     }
     files->thread = thread;
     files->running = TRUE;
+    be_files_pool_add(files);
     g_thread_unref(thread);
     return NULL;
 }

@@ -14,6 +14,12 @@ BeFilesPool *be_files_pool_new(Be *be, guint max, guint idle_seconds);
 void be_files_pool_free(BeFilesPool *pool);
 
 /**
+ * be_files_pool_stop: ends all appliances, and lets none start any more: whoever
+ * waits for one gets EIO.  Blocks until they are gone.
+ */
+void be_files_pool_stop(BeFilesPool *pool);
+
+/**
  * be_files_print: lines for the mount's `stats`.
  */
 void be_files_print(Be *be, GString *out);

@@ -68,6 +68,10 @@ void helper_fail_guestfs(Helper *helper, guint32 id, const char *what)
     int errnum = guestfs_last_errno(helper->guestfs);
     const char *text = guestfs_last_error(helper->guestfs);
 
+    if (!guestfs_is_ready(helper->guestfs)) {
+        what = "the appliance died; a file system may be broken";
+        errnum = EIO;
+    }
     helper_fail(helper, id, errnum > 0 ? errnum : EIO, "%s: %s", what,
                 text ? text : "libguestfs gives no reason");
 }

@@ -10,6 +10,7 @@
 #include <libvirt/libvirt.h>
 
 #include "backend/backup.h"
+#include "backend/files.h"
 #include "backend/freeze.h"
 #include "backend/job.h"
 #include "backend/objects.h"
@@ -138,6 +139,7 @@ gboolean be_stop(Be *be)
     be_objects_stop(be->objects);
     be_space_stop(be);
     be_jobs_refuse_new(be->jobs);
+    be_files_pool_stop(be->files_pool);
     be_backups_end_all(be);
     if (be->freezes) {
         be_freezes_end_all(be);
