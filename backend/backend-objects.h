@@ -22,6 +22,7 @@ typedef enum {
  */
 typedef struct {
     gatomicrefcount refs;
+    Be *be;                    /* the host that has it */
     BeObjectKind kind;
     char *id;                  /* of kind, domain, name and time: no two ever share one */
     char *domain_uuid;
@@ -113,7 +114,32 @@ typedef struct {
     char *state;               /* of the domain: "running", "shutoff", "disk-snapshot", ... */
     BePart memory;
     char *memory_file;         /* of external memory, else NULL */
+    GPtrArray *files;          /* of BeSnapshotFile; the memory file is the last */
 } BeSnapshot;
+
+/**
+ * BeSnapshotFile: something of a snapshot that can be read: a disk, or its memory.
+ */
+typedef struct {
+    char *target;              /* "vda"; "memory" for the memory file */
+    BePart part;               /* BE_PART_NONE for the memory file */
+} BeSnapshotFile;
+
+/**
+ * be_snapshot_file_prepare: looks at the images, and makes the stream, once for all who
+ * want it; starts no process.  @done as long as @snapshot lives.
+ * ENOENT, EACCES (the image), EOPNOTSUPP (no local image of a known format), EUCLEAN
+ * (somebody has written to the image since the snapshot was made), EIO.
+ * @file: one of @snapshot's
+ */
+void be_snapshot_file_prepare(BeSnapshot *snapshot, BeSnapshotFile *file, BeDone done,
+                              gpointer user);
+
+/**
+ * be_snapshot_file_disk: Returns: valid as long as the snapshot; NULL as long as
+ * be_snapshot_file_prepare() has not succeeded.
+ */
+const BeDisk *be_snapshot_file_disk(BeSnapshotFile *file);
 
 /**
  * be_snapshot_xml_fetch, be_snapshot_domain_xml_fetch: the snapshot's XML as

@@ -22,6 +22,7 @@
 #include "backend/objects.h"
 #include "backend/owner.h"
 #include "backend/private.h"
+#include "backend/snapshot-read.h"
 #include "backend/snapshot.h"
 #include "backend/record.h"
 #include "backend/trust.h"
@@ -201,6 +202,7 @@ Be *be_new(const BeConfig *config, GError **error)
     be->inventory = be_inventory_new(be);
     be->objects = be_objects_new(be);
     be->owners = be_owners_new();
+    be->readings = be_readings_new();
     be->snapshots_left = be_snapshots_left_new();
     be->backups = be_backups_new(be);
     be->pauses = be_pauses_new();
@@ -296,6 +298,7 @@ gboolean be_start(Be *be, GError **error)
     be_pauses_load(be);
     be_backups_load(be);
     be_owners_load(be);
+    be_readings_tidy(be);
     be_snapshots_load(be);
     be_event_start(be);
     be_space_start(be);
@@ -324,6 +327,7 @@ void be_free(Be *be)
     be_jobs_free(be->jobs);
     be_objects_free(be->objects);
     be_owners_free(be->owners);
+    be_readings_free(be->readings);
     be_snapshots_left_free(be->snapshots_left);
     be_inventory_free(be->inventory);
     if (be->action_conn != be->query_conn) {

@@ -15,19 +15,30 @@
 #include "backend/image-source.h"
 
 /* What serve() needs; the stream's. */
-typedef struct {
+struct BeImageServer {
+    gatomicrefcount refs;
+    gboolean (*check)(gpointer user, GError **error);
+    gpointer check_user;
+    GDestroyNotify check_destroy;
     GPtrArray *chain;          /* of BeImage */
     BeImageSnapshot snapshot;  /* its id is NULL when there is none */
     char *bitmap;              /* or NULL */
     gboolean in_use;
     char *socket;
-    BeChild *server;           /* NULL until the first read */
-} ImageServer;
+    GMutex lock;
+    BeChild *server;           /* guarded by lock; NULL when there is no process */
+    gint up;                   /* atomic: there is one */
+};
 
-static void image_server_free(gpointer data)
+void be_image_server_unref(BeImageServer *server)
 {
-    ImageServer *server = data;
-
+    if (!server || !g_atomic_ref_count_dec(&server->refs)) {
+        return;
+    }
+    if (server->check_destroy) {
+        server->check_destroy(server->check_user);
+    }
+    g_mutex_clear(&server->lock);
     be_child_free(server->server);
     g_ptr_array_unref(server->chain);
     be_image_snapshot_clear(&server->snapshot);
@@ -36,23 +47,58 @@ static void image_server_free(gpointer data)
     g_free(server);
 }
 
-/* The stream is about to connect for the first time, or again after it lost it. */
-static char *serve(gpointer user, GError **error)
+static gboolean start_locked(BeImageServer *server, GError **error)
 {
-    ImageServer *server = user;
     g_autofree char *json = server->in_use ? be_image_chain_json_unlocked(server->chain, error)
                                            : be_image_chain_json(server->chain, error);
     BeQemuNbd nbd = {.socket_path = server->socket, .image_json = json, .export_name = "",
                      .snapshot_id = server->snapshot.id,
                      .snapshot_name = server->snapshot.name, .bitmap = server->bitmap};
 
-    if (!json) {
-        return NULL;
+    if (!json || (server->check && !server->check(server->check_user, error))) {
+        return FALSE;
     }
     g_clear_pointer(&server->server, be_child_free);
     server->server = be_child_start_qemu_nbd(&nbd, error);
-    return server->server ? g_strdup(server->socket) : NULL;
+    g_atomic_int_set(&server->up, server->server != NULL);
+    return server->server != NULL;
 }
+
+/* The stream is about to connect for the first time, or again after it lost it. */
+static char *serve(gpointer user, GError **error)
+{
+    BeImageServer *server = user;
+    gboolean started;
+
+    g_mutex_lock(&server->lock);
+    started = start_locked(server, error);
+    g_mutex_unlock(&server->lock);
+    return started ? g_strdup(server->socket) : NULL;
+}
+
+gboolean be_image_server_is_up(BeImageServer *server)
+{
+    return g_atomic_int_get(&server->up);
+}
+
+void be_image_server_rest(BeImageServer *server)
+{
+    BeChild *child;
+
+    g_mutex_lock(&server->lock);
+    child = g_steal_pointer(&server->server);
+    g_atomic_int_set(&server->up, 0);
+    g_mutex_unlock(&server->lock);
+    be_child_free(child);
+}
+
+/* The stream is closed: nobody reads any more, whoever else knows the server. */
+static void close_server(gpointer data)
+{
+    be_image_server_rest(data);
+    be_image_server_unref(data);
+}
+
 
 /* Several streams may share a directory. */
 static char *new_socket(const char *directory)
@@ -85,16 +131,25 @@ static gboolean find_snapshot(const BeImageSource *source, BeImageSnapshot *ret,
     return TRUE;
 }
 
-BeStream *be_stream_new_image(const BeImageSource *source, GError **error)
+BeStream *be_stream_new_image_served(const BeImageSource *source, BeImageServer **ret_server,
+                                     GError **error)
 {
     BeImageSnapshot snapshot = {.id = NULL};
-    BeNbdExport nbd = {.name = "", .prepare = serve, .prepare_destroy = image_server_free};
-    ImageServer *server;
+    BeNbdExport nbd = {.name = "", .prepare = serve, .prepare_destroy = close_server};
+    BeImageServer *server;
 
     if (source->snapshot && !find_snapshot(source, &snapshot, error)) {
+        if (source->check_destroy) {
+            source->check_destroy(source->check_user);
+        }
         return NULL;
     }
-    server = g_new0(ImageServer, 1);
+    server = g_new0(BeImageServer, 1);
+    g_atomic_ref_count_init(&server->refs);
+    g_mutex_init(&server->lock);
+    server->check = source->check;
+    server->check_user = source->check_user;
+    server->check_destroy = source->check_destroy;
     server->chain = g_ptr_array_ref(source->chain);
     server->snapshot = snapshot;
     server->bitmap = g_strdup(source->bitmap);
@@ -105,9 +160,20 @@ BeStream *be_stream_new_image(const BeImageSource *source, GError **error)
     nbd.size = source->snapshot ? snapshot.size : be_image_chain_size(source->chain);
     nbd.larger = source->snapshot != NULL;
     nbd.allocated = be_image_chain_allocated(source->chain);
-    /* What a machine has open may change its tables under us; and only QEMU knows the
-     * tables of a snapshot. */
-    return source->in_use || source->snapshot
+    if (ret_server) {
+        g_atomic_ref_count_inc(&server->refs);
+        *ret_server = server;
+    }
+    /*
+     * What a machine has open may change its tables under us; only QEMU knows the tables
+     * of a snapshot; and who wants the server to rest wants no lock while nobody reads.
+     */
+    return ret_server || source->in_use || source->snapshot
                ? be_stream_new_nbd_export(&nbd)
                : be_stream_new_image_source(source->chain, &nbd);
+}
+
+BeStream *be_stream_new_image(const BeImageSource *source, GError **error)
+{
+    return be_stream_new_image_served(source, NULL, error);
 }

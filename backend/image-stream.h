@@ -16,6 +16,14 @@ typedef struct {
     const char *snapshot;      /* an internal snapshot of the top, by name; NULL: none */
     const char *bitmap;        /* a persistent bitmap of the top, for what changed; NULL: none */
     gboolean in_use;           /* a running machine has the images open: no image locks */
+
+    /**
+     * check: (nullable): before each start of a server: whether the images still hold
+     * what they did.  Blocks; on a worker of the stream or its poller.
+     */
+    gboolean (*check)(gpointer user, GError **error);
+    gpointer check_user;
+    GDestroyNotify check_destroy; /* with the stream; also when there will be none */
 } BeImageSource;
 
 /**
@@ -37,3 +45,28 @@ typedef struct {
  * image was made smaller since the snapshot, so that QEMU shows only a part of it.
  */
 BeStream *be_stream_new_image(const BeImageSource *source, GError **error);
+
+/**
+ * BeImageServer: what serves such a stream, when it does.
+ */
+typedef struct BeImageServer BeImageServer;
+
+/**
+ * be_stream_new_image_served: the same, all of it read by a server that can rest: no
+ * lock and no process is there while it does.  Its server is a reference, to be given
+ * back with be_image_server_unref().
+ */
+BeStream *be_stream_new_image_served(const BeImageSource *source, BeImageServer **ret_server,
+                                     GError **error);
+void be_image_server_unref(BeImageServer *server);
+
+/**
+ * be_image_server_is_up: whether there is a process now.  Any thread; never blocks.
+ */
+gboolean be_image_server_is_up(BeImageServer *server);
+
+/**
+ * be_image_server_rest: ends the process; the next read starts another.  What is read
+ * at this moment is asked for again.  Blocks; workers.
+ */
+void be_image_server_rest(BeImageServer *server);

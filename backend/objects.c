@@ -343,6 +343,7 @@ static BeObject *new_object(const Entry *entry, const char *name, const char *xm
         return NULL;
     }
     g_atomic_ref_count_init(&object->refs);
+    object->be = entry->objects->be;
     object->kind = entry->kind;
     g_free(object->name);
     object->name = g_strdup(name);

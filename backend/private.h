@@ -29,6 +29,7 @@ typedef struct BeConn BeConn;
 typedef struct BeInventory BeInventory;
 typedef struct BeObjects BeObjects;
 typedef struct BeOwners BeOwners;
+typedef struct BeReadings BeReadings;
 typedef struct BeSnapshotsLeft BeSnapshotsLeft;
 typedef struct BeJobs BeJobs;
 typedef struct BeBackups BeBackups;
@@ -58,6 +59,7 @@ struct Be {
     BeInventory *inventory;
     BeObjects *objects;
     BeOwners *owners;
+    BeReadings *readings;      /* sockets of the servers of snapshots */
     BeSnapshotsLeft *snapshots_left;
     BeJobs *jobs;
     BeBackups *backups;

@@ -13,6 +13,7 @@
 #include "backend/error.h"
 #include "backend/job.h"
 #include "backend/objects.h"
+#include "backend/snapshot-read.h"
 
 /* ---- The list ---------------------------------------------------------------------- */
 
@@ -68,6 +69,7 @@ static BeObject *parse_snapshot(const char *xml, GError **error)
     snapshot->object.created_us = parsed->created_s * G_USEC_PER_SEC;
     snapshot->state = g_steal_pointer(&parsed->state);
     snapshot->memory = parsed->memory;
+    snapshot->files = be_snapshot_files_new(parsed);
     snapshot->memory_file = g_steal_pointer(&parsed->memory_file);
     return &snapshot->object;
 }
@@ -78,6 +80,7 @@ static void clear_snapshot(BeObject *object)
 
     g_free(snapshot->state);
     g_free(snapshot->memory_file);
+    g_ptr_array_unref(snapshot->files);
 }
 
 const BeObjectOps be_snapshot_ops = {

@@ -126,6 +126,9 @@ struct FsDef {
     /* STREAM whose size is not known beforehand: has the host find it out */
     void (*prepare)(FsItem *item, BeDone done, gpointer user);
 
+    /* a static row that is not always there; NULL: it is */
+    gboolean (*exists)(FsItem *item);
+
     /* LINK: the text, to be freed, or NULL: there is no such link now */
     char *(*target)(Fs *fs, FsItem *item);
 

@@ -32,7 +32,8 @@ static gboolean is_there(Fs *fs, const FsDef *row, FsItem *item)
     if (row->kind == FS_KIND_GUEST && fs->guest_files == FS_FILES_OFF) {
         return FALSE;
     }
-    return (!row->target || target) && (!row->stream || row->prepare || row->stream(item));
+    return (!row->target || target) && (!row->exists || row->exists(item))
+           && (!row->stream || row->prepare || row->stream(item));
 }
 
 static const FsDef *static_row(Fs *fs, const FsNode *dir, const char *name)

@@ -20,6 +20,19 @@ extern const FsFresh fs_snapshots_fresh;
 gboolean fs_snapshot_show_state(Fs *fs, FsItem *item, GString *out, GError **error);
 void fs_snapshot_fetch_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
 void fs_snapshot_fetch_domain_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
+
+FsListing *fs_snapshot_disks_list(Fs *fs, FsItem *item);
+BeStream *fs_snapshot_disk_stream(FsItem *item);
+void fs_snapshot_disk_prepare(FsItem *item, BeDone done, gpointer user);
+void fs_snapshot_disk_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
+FsListing *fs_snapshot_full_list(Fs *fs, FsItem *item);
+BeStream *fs_snapshot_full_stream(FsItem *item);
+void fs_snapshot_full_prepare(FsItem *item, BeDone done, gpointer user);
+FsListing *fs_snapshot_maps_list(Fs *fs, FsItem *item);
+void fs_snapshot_fetch_map(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
+gboolean fs_snapshot_has_memory(FsItem *item);
+BeStream *fs_snapshot_memory_stream(FsItem *item);
+void fs_snapshot_memory_prepare(FsItem *item, BeDone done, gpointer user);
 void fs_snapshot_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
 
 BeJob *fs_snapshot_drop(const FsAct *act, GError **error);

@@ -6,7 +6,8 @@
  *   domains/
  *     <vm>/      uuid id state domain.xml control error job
  *       snapshots/ current
- *         <name>/  created state description memory parent snapshot.xml domain.xml control error
+ *         <name>/  created state description parent memory snapshot.xml domain.xml control error
+ *           disks/ full/ maps/  as below
  *       backups/ latest
  *         <name>/  created state consistency backup.xml domain.xml nvram tpm kernel initrd
  *                  boot.xml control error job
@@ -82,6 +83,18 @@ static const FsDef backups_rows[] = {
     END_ROW,
 };
 
+static const FsDef snapshot_disk_row =
+    DATA_ROW("<target>.raw", .stream = fs_snapshot_disk_stream,
+             .prepare = fs_snapshot_disk_prepare, .xattrs = fs_snapshot_disk_xattrs);
+
+static const FsDef snapshot_full_row =
+    DATA_ROW("<target>.qcow2", .stream = fs_snapshot_full_stream,
+             .prepare = fs_snapshot_full_prepare, .xattrs = fs_snapshot_disk_xattrs,
+             .flags = FS_SLOW);
+
+static const FsDef snapshot_map_row =
+    TEXT_ROW("<target>.json", .fetch = fs_snapshot_fetch_map, .flags = FS_SLOW);
+
 static const FsDef snapshot_rows[] = {
     TEXT_ROW("created", .show = fs_object_show_created),
     TEXT_ROW("state", .show = fs_snapshot_show_state),
@@ -91,6 +104,13 @@ static const FsDef snapshot_rows[] = {
     TEXT_ROW("domain.xml", .fetch = fs_snapshot_fetch_domain_xml),
     CONTROL_ROW(fs_snapshot_verbs),
     TEXT_ROW("error", .show = fs_item_show_failures),
+    DATA_ROW("memory", .stream = fs_snapshot_memory_stream, .exists = fs_snapshot_has_memory,
+             .prepare = fs_snapshot_memory_prepare, .xattrs = fs_snapshot_xattrs),
+    DIR_ROW("disks", .list = fs_snapshot_disks_list, .child = &snapshot_disk_row),
+    DIR_ROW("full", .list = fs_snapshot_full_list, .child = &snapshot_full_row,
+            .flags = FS_HIDDEN),
+    DIR_ROW("maps", .list = fs_snapshot_maps_list, .child = &snapshot_map_row,
+            .flags = FS_HIDDEN),
     END_ROW,
 };
 

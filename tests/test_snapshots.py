@@ -532,3 +532,92 @@ def test_killed_while_off(off_guest: MakeGuest, mount: MakeMount, point: str) ->
 def test_killed_while_running(make_guest: MakeGuest, mount: MakeMount, point: str,
                               line: str) -> None:
     crash_and_come_back(mount, make_guest(), point, line)
+
+
+### Reading
+
+def servers(mnt: Mount) -> list[int]:
+    return [pid for pid in fsutil.descendants(mnt.pid)
+            if Path(f"/proc/{pid}/comm").read_text() == "qemu-nbd\n"]
+
+
+def mark(image: Path, tmp_path: Path) -> str:
+    """What the file /mark of the ext4 on that disk says, read by cp."""
+    copy = tmp_path / "copy.raw"
+    sh(["cp", "--sparse=auto", str(image), str(copy)])
+    return bed.read_ext4(copy, "/mark").strip()
+
+
+CHAIN = {"s1": "", "s2": "disk=internal", "s3": "memory=external", "s4": "memory=internal",
+         "s5": "quiesce=require"}
+
+
+def test_disks_are_as_they_were(machine, mnt: Mount, tmp_path: Path) -> None:
+    """A chain of five, external and internal, read while the machine runs and when it is off."""
+    guest = machine(Disk("vda"), Disk("vdb"), on=True)
+    snapshots = collection(mnt, guest)
+    for name, options in CHAIN.items():
+        guest.run(f"echo {name} > /data/mark; sync")
+        make(mnt, guest, f"{name} {options}")
+    guest.run("echo now > /data/mark; sync")
+    sh(["find", str(snapshots), "-ls"])
+    assert not servers(mnt)
+    for name in CHAIN:
+        assert sorted(os.listdir(snapshots / name / "disks")) == ["vda.raw", "vdb.raw"]
+        assert mark(snapshots / name / "disks/vda.raw", tmp_path) == name
+    memory = snapshots / "s3/memory"
+    assert (memory).read_bytes() == (guest.dir / "vda.s3.memory").read_bytes()
+    assert not (snapshots / "s1/memory").exists()
+    for name in ("s3", "s4"):
+        full = snapshots / name / "full/vda.qcow2"
+        sh(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", str(full),
+            str(snapshots / name / "disks/vda.raw")])
+        assert json.loads((snapshots / name / "maps/vda.json").read_text())[0]["start"] == 0
+    assert guest.run("cat /data/mark").strip() == "now"
+    # A server ends some seconds after the last reader; the next reader starts another.
+    assert servers(mnt)
+    wait_for(lambda: not servers(mnt), 20, "the servers ended")
+    guest.destroy()
+    for name in CHAIN:
+        assert mark(snapshots / name / "disks/vda.raw", tmp_path) == name
+
+
+def test_a_machine_that_is_off(machine, mnt: Mount, tmp_path: Path) -> None:
+    guest = machine(Disk("vda"), Disk("vdb", "raw"))
+    image = guest.dir / "vdb.raw"
+    make(mnt, guest, "s")
+    copy = collection(mnt, guest) / "s/disks/vdb.raw"
+    assert copy.read_bytes() == image.read_bytes()
+    assert copy.stat().st_size == image.stat().st_size
+    # Whoever reads keeps writers out; nobody else.
+    guest.start()
+    assert guest.disk_path("vdb").name == "vdb.s.qcow2"
+
+
+def test_an_image_that_was_written_to_is_not_shown(machine, mnt: Mount) -> None:
+    """Somebody commits the overlay and leaves the snapshot behind."""
+    guest = machine(on=True)
+    virsh_create(guest, "stale", disk_only=True)
+    sh(["virsh", "blockcommit", guest.name, "vda", "--active", "--pivot", "--wait"])
+    image = collection(mnt, guest) / "stale/disks/vda.raw"
+    with raises_errno(errno.EUCLEAN):
+        image.stat()
+    with raises_errno(errno.EUCLEAN):
+        image.open("rb")
+    assert "the machine writes to its image" in last_failure(mnt.domains / guest.name).text
+
+
+def test_a_killed_daemon_leaves_no_server(off_guest: MakeGuest, mount: MakeMount) -> None:
+    guest = off_guest()
+    virsh_create(guest, "s", disk_only=True)
+    dead = mount()
+    with (collection(dead, guest) / "s/disks/vda.raw").open("rb") as file:
+        file.read(4096)
+        pids = servers(dead)
+        assert pids
+        dead.signal(signal.SIGKILL)
+        dead.process.wait(10)
+    wait_for(lambda: all(fsutil.process_state(pid) in "ZX" for pid in pids), 10, "they died")
+    sh(["umount", "-l", str(dead.path)], check=False)
+    mount()
+    assert not [p for p in Path("/run/vmsnapfs").iterdir() if p.is_dir()]

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * snapshot-read.h - the data of a snapshot: which images hold it, and its streams.
+ */
+#pragma once
+
+#include "backend/private.h"
+#include "backend/xml.h"
+
+BeReadings *be_readings_new(void);
+
+/**
+ * be_readings_free: removes the directory of the sockets.
+ */
+void be_readings_free(BeReadings *readings);
+
+/**
+ * be_readings_tidy: removes what processes that were killed have left in RUN_DIR.
+ * Blocks on local files; before the first reading.
+ */
+void be_readings_tidy(Be *be);
+
+/**
+ * be_snapshot_files_new: what can be read of a snapshot: its disks, and, last and with
+ * the target "memory", its memory file.
+ * Returns: (element BeSnapshotFile): starts and opens nothing.
+ */
+GPtrArray *be_snapshot_files_new(const BeXmlSnapshot *snapshot);
