@@ -11,7 +11,7 @@
 #include "backend/change.h"
 #include "backend/record.h"
 
-#define KIND "snapshots"
+#define KIND "trees"
 #define OVERLAYS "overlays"
 #define BROKEN "broken"
 

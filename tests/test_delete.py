@@ -67,13 +67,13 @@ def needed(guest: Bare) -> set[str]:
 
 @pytest.fixture(autouse=True)
 def no_records_before(leftovers: None) -> None:
-    for kind in ("reverts", "deletes", "snapshots"):
+    for kind in ("reverts", "deletes", "trees"):
         for path in RECORDS.glob(f"*/{kind}/*.json"):
             path.unlink()
 
 
 def no_records() -> bool:
-    return not [p for kind in ("reverts", "deletes", "snapshots")
+    return not [p for kind in ("reverts", "deletes", "trees")
                 for p in RECORDS.glob(f"*/{kind}/*.json")]
 
 
