@@ -486,6 +486,7 @@ void be_backup_boot_fetch(Be *be, BeBackup *backup, const char *const *raws, BeT
  */
 int be_holder_main(int argc, char **argv);
 
+#include "backend/backend-machine.h"
 #include "backend/backend-objects.h"
 #include "backend/backend-streams.h"
 #include "backend/backend-files.h"

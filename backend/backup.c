@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "backend/disk.h"
+#include "backend/blockjob.h"
 #include "backend/error.h"
 #include "backend/files.h"
 #include "backend/freeze.h"
@@ -379,6 +380,7 @@ static void check_on_worker(Be *be, gpointer data)
 
     be_freezes_recover(be);
     be_pauses_recover(be);
+    be_block_jobs_recover(be);
     be_backups_recover(be);
     be_reverts_recover(be);
     be_snapshots_recover(be);

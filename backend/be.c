@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "backend/backup.h"
+#include "backend/blockjob.h"
 #include "backend/error.h"
 #include "backend/files.h"
 #include "backend/freeze.h"
@@ -207,6 +208,7 @@ Be *be_new(const BeConfig *config, GError **error)
     be->backups = be_backups_new(be);
     be->pauses = be_pauses_new();
     be->files_pool = be_files_pool_new(be, config->appliances, config->appliance_idle);
+    be->block_jobs = be_block_jobs_new();
     return be;
 }
 
@@ -241,6 +243,7 @@ static void first_read(Be *be, gpointer data)
     if (be_inventory_read(be, &error)) {
         be_freezes_recover(be);
         be_pauses_recover(be);
+        be_block_jobs_recover(be);
         be_backups_recover(be);
         be_reverts_recover(be);
         be_snapshots_recover(be);
@@ -296,6 +299,7 @@ gboolean be_start(Be *be, GError **error)
     be->timer_thread = g_thread_new("be-timer", timer_main, be);
     be->jobs = be_jobs_new(be);
     be_pauses_load(be);
+    be_block_jobs_load(be);
     be_backups_load(be);
     be_owners_load(be);
     be_readings_tidy(be);
@@ -324,6 +328,7 @@ void be_free(Be *be)
     be_files_pool_free(be->files_pool);
     be_backups_free(be->backups);
     be_pauses_free(be->pauses);
+    be_block_jobs_free(be->block_jobs);
     be_jobs_free(be->jobs);
     be_objects_free(be->objects);
     be_owners_free(be->owners);

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "backend/backup.h"
+#include "backend/blockjob.h"
 #include "backend/error.h"
 #include "backend/freeze.h"
 #include "backend/merge-progress.h"
@@ -84,6 +85,8 @@ static char *make_job(Be *be, virConnectPtr conn G_GNUC_UNUSED, const char *uuid
         be_backup_job_print(&backup->pub, out);
         be_backup_unref(&backup->pub);
         be_paused_print(be, uuid, out);
+    } else if (be_block_jobs_print(be, uuid, out)) {
+        ;                      /* printed */
     } else if (be->freezes && be_freeze_print(be, uuid, out)) {
         ;                      /* printed */
     } else if (be_progress_print(uuid, out)) {

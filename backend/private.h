@@ -36,6 +36,7 @@ typedef struct BeBackups BeBackups;
 typedef struct BeFreezes BeFreezes;
 typedef struct BePauses BePauses;
 typedef struct BeFilesPool BeFilesPool;
+typedef struct BeBlockJobs BeBlockJobs;
 
 struct Be {
     char *uri;
@@ -66,6 +67,7 @@ struct Be {
     BeFreezes *freezes;        /* NULL on a read-only mount */
     BePauses *pauses;
     BeFilesPool *files_pool;
+    BeBlockJobs *block_jobs;
 
     GMainContext *timer_context;
     GMainLoop *timer_loop;

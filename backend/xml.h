@@ -292,6 +292,15 @@ char *be_xml_boot_build(const char *domain_xml, const char *name, const char *uu
                         const GPtrArray *disks, const char *nvram, GError **error);
 
 /**
+ * be_xml_copy_build: the <disk> that virDomainBlockCopy() copies to.
+ * @path: absolute
+ *
+ * Returns: the XML, to be freed with g_free(); NULL: EINVAL for a text that cannot be
+ * in XML or a path that is not absolute.
+ */
+char *be_xml_copy_build(const char *path, const char *format, GError **error);
+
+/**
  * BeXmlSnapshotDisk: one disk of a snapshot.
  */
 typedef struct {

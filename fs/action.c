@@ -232,7 +232,7 @@ static void action_started(FsAction *action, BeJob *job, guint wait_ms)
 
     g_mutex_lock(&action->lock);
     action->job = job;
-    if (!action->over) {
+    if (!action->over && wait_ms > 0) {
         action->deadline = fs_timer_add(action->fs, wait_ms, deadline_passed, action_ref(action),
                                         action_unref);
     }
@@ -249,13 +249,15 @@ void fs_action_run(FsReq *req, const FsActionSpec *spec)
     FsAct act = {.fs = req->fs, .be = req->fs->be, .item = spec->item, .caller = &req->caller,
                  .done = action_done, .user = action};
     g_autoptr(GError) error = NULL;
+    gboolean slow = FALSE;
     BeJob *job;
 
+    act.ret_slow = &slow;
     fs_req_on_cancel(req, action_cancelled, action);
     action_ref(action);        /* for action_done(), which may come before the return */
     job = spec->start(&act, spec->data, &error);
     if (job) {
-        action_started(action, job, spec->wait_ms);
+        action_started(action, job, slow && spec->late_errno ? 0 : spec->wait_ms);
     } else {
         action_over(action, error);
         action_unref(action);

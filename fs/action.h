@@ -27,7 +27,7 @@ typedef struct {
     FsItem *item;              /* the object acted on; its `error` gets the failure */
     FsNode *directory;         /* (nullable): kept locked by the kernel meanwhile */
     const char *operation;     /* as the user wrote it, for `error` */
-    guint wait_ms;             /* the deadline */
+    guint wait_ms;             /* the deadline; 0: none */
     int late_errno;            /* the answer at the deadline; 0: "it goes on" */
     FsActionStart start;
     gpointer data;             /* for start, which is called before the return */

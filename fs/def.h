@@ -72,6 +72,7 @@ typedef struct {
     const BeCaller *caller;
     BeDone done;
     gpointer user;
+    gboolean *ret_slow;        /* set it to TRUE for what takes minutes: no deadline is set */
 } FsAct;
 
 /*

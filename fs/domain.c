@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "fs/backup.h"
+#include "fs/machine.h"
 #include "fs/name.h"
 #include "fs/private.h"
 #include "fs/snapshot.h"
@@ -189,5 +190,15 @@ const FsVerb fs_domain_verbs[] = {
     {"thaw", 0, 0, NULL, "thaw   thaw them", run_thaw},
     {"suspend", 0, 0, NULL, "suspend   stop the virtual CPUs", run_suspend},
     {"resume", 0, 0, NULL, "resume   let them go on", run_resume},
+    {"copy", 1, 1, fs_copy_keys,
+     "copy DISK to=PATH [format=qcow2|raw] [async]   copy a disk of the running machine to a new "
+     "image, and go on on that",
+     fs_machine_run_copy},
+    {"pull", 1, 1, NULL, "pull DISK [async]   copy what is below its active image into that",
+     fs_machine_run_pull},
+    {"commit", 1, 1, fs_commit_keys,
+     "commit DISK [base=PATH] [top=PATH] [async]   merge its images, from the active one or top, "
+     "down into the lowest or base",
+     fs_machine_run_commit},
     {NULL, 0, 0, NULL, NULL, NULL},
 };

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * machine.c - the verbs of a domain's control about its disks and memory; see def.h
+ * for what each function is.  Any thread.
+ */
+#include "fs/machine.h"
+
+#include <errno.h>
+
+#include "fs/private.h"
+
+const char *const fs_copy_keys[] = {"to", "format", NULL};
+const char *const fs_commit_keys[] = {"base", "top", NULL};
+
+static BeJob *block(const FsAct *act, const FsCommand *command, BeBlockRequest *request)
+{
+    request->target = g_ptr_array_index(command->words, 0);
+    *act->ret_slow = TRUE;
+    return be_domain_block(act->be, act->item->id, request, act->done, act->user);
+}
+
+BeJob *fs_machine_run_copy(const FsAct *act, const FsCommand *command, GError **error)
+{
+    BeBlockRequest request = {.kind = BE_BLOCK_COPY,
+                              .to = g_hash_table_lookup(command->options, "to"),
+                              .format = g_hash_table_lookup(command->options, "format")};
+
+    if (!request.to) {
+        g_set_error(error, BE_ERROR, EINVAL, "copy where? to=PATH is missing");
+        return NULL;
+    }
+    return block(act, command, &request);
+}
+
+BeJob *fs_machine_run_pull(const FsAct *act, const FsCommand *command,
+                           GError **error G_GNUC_UNUSED)
+{
+    BeBlockRequest request = {.kind = BE_BLOCK_PULL};
+
+    return block(act, command, &request);
+}
+
+BeJob *fs_machine_run_commit(const FsAct *act, const FsCommand *command,
+                             GError **error G_GNUC_UNUSED)
+{
+    BeBlockRequest request = {.kind = BE_BLOCK_COMMIT,
+                              .base = g_hash_table_lookup(command->options, "base"),
+                              .top = g_hash_table_lookup(command->options, "top")};
+
+    return block(act, command, &request);
+}
