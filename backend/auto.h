@@ -21,8 +21,17 @@ static inline void be_auto_domain(virDomain *domain)
     }
 }
 
+static inline void be_auto_checkpoint(virDomainCheckpoint *checkpoint)
+{
+    if (checkpoint) {
+        virDomainCheckpointFree(checkpoint);
+    }
+}
+
 typedef virConnect BeVirConnect;
 typedef virDomain BeVirDomain;
+typedef virDomainCheckpoint BeVirCheckpoint;
 
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeVirConnect, be_auto_connect)
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeVirDomain, be_auto_domain)
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(BeVirCheckpoint, be_auto_checkpoint)

@@ -14,6 +14,7 @@
  */
 typedef enum {
     BE_SNAPSHOTS,
+    BE_CHECKPOINTS,
     BE_OBJECT_KINDS,           /* how many there are */
 } BeObjectKind;
 

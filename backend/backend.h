@@ -67,6 +67,14 @@ typedef enum {
 } BeRecover;
 
 /**
+ * BeCheckpoints: whether a backup leaves a checkpoint, for the next to start from.
+ */
+typedef enum {
+    BE_CHECKPOINTS_AUTO,       /* on every disk that can hold one */
+    BE_CHECKPOINTS_NONE,
+} BeCheckpoints;
+
+/**
  * BeConfig: what the backend is started with.  The strings belong to the
  * caller and are copied.
  */
@@ -80,6 +88,8 @@ typedef struct {
     guint64 scratch_reserve;   /* bytes that must stay free on scratch_dir */
     BeQuiesce quiesce;         /* of backups that do not say */
     BeOfflineWay offline;      /* of backups that do not say */
+    BeCheckpoints checkpoints; /* of backups that do not say */
+    const char *chain;         /* of backups that do not say; NULL: "default" */
     BeRecover recover;
     guint idle_end;            /* seconds until a backup that nobody reads is ended; 0: never */
     guint appliances;          /* that show guests' files at once; 0: 2 */
@@ -365,6 +375,8 @@ typedef struct {
     char *target;              /* "vda" */
     guint64 size;              /* virtual size in bytes */
     guint64 allocated;         /* bytes, an estimate until the map is known */
+    gboolean has_base;         /* it starts from the backup's `since`; else all of it is new */
+    char *full_because;        /* of a disk that is full in an incremental backup, else NULL */
     BeStream *stream;
     BeView *full;              /* see be_disk_full() */
     BeView *incremental;       /* see be_disk_incremental() */
@@ -399,6 +411,11 @@ typedef struct {
     gint64 frozen_us;          /* how long the guest was frozen for it; 0: not at all */
     char *domain_xml;
     char *backup_xml;          /* as libvirt reports it; "" for an offline one */
+    char *chain;               /* which backups it continues: "default" */
+    char *since;               /* the checkpoint it starts from; NULL: it is full */
+    char *base;                /* file name of the directory beside ours that copies of
+                                  incremental images stand on; NULL as `since` */
+    char *checkpoint;          /* the checkpoint it leaves, if it is taken; NULL: none */
     GPtrArray *disks;          /* of BeDisk, in the order of the domain XML */
     BeStream *extras[BE_EXTRA_COUNT]; /* NULL: the machine has none */
 } BeBackup;
@@ -438,6 +455,10 @@ typedef struct {
     const char *scratch_dir;   /* or NULL: the mount's */
     BeQuiesce quiesce;
     BeOfflineWay offline;
+    const char *since;         /* a checkpoint, "latest" or "none"; NULL: "latest" */
+    const char *since_file;    /* of a checkpoint: its name in the tree */
+    const char *checkpoint;    /* a valid name or "none"; NULL: as the mount says */
+    const char *chain;         /* NULL: the mount's */
 } BeBackupOptions;
 
 /**
@@ -447,9 +468,11 @@ typedef struct {
  *
  * Starts a backup of a domain: all disks at one instant.  The backup is listed
  * by be_backups() before @done is called, and only when it succeeded.
- * Disks left out are told as BE_EVENT_WARNING.
- * ENOENT, EEXIST, EBUSY at once when a job is in the way, EACCES, ENOSPC,
- * EOPNOTSUPP, EHOSTUNREACH, ETIMEDOUT; ECANCELED.
+ * Disks left out are told as BE_EVENT_WARNING, and so is why it does not start
+ * from the newest checkpoint of its chain.
+ * ENOENT (also for `since`), EEXIST (also for `checkpoint`), EUCLEAN (that
+ * checkpoint cannot be trusted), EBUSY at once when a job is in the way, EACCES,
+ * ENOSPC, EOPNOTSUPP, EHOSTUNREACH, ETIMEDOUT; ECANCELED.
  * (libvirt: virDomainBackupBegin; QEMU: qemu-nbd for a domain that is off, or its
  * machine, started paused.)
  */
@@ -457,11 +480,22 @@ BeJob *be_backup_begin(Be *be, const char *uuid, const char *name, const BeBacku
                        const BeCaller *caller, BeDone done, gpointer user);
 
 /**
+ * BeVerdict: what becomes of the checkpoint of a backup that ends.
+ */
+typedef enum {
+    BE_VERDICT_TAKEN,          /* it stays if the backup was taken: one image of each disk
+                                  was read to its end */
+    BE_VERDICT_KEEP,
+    BE_VERDICT_DROP,
+} BeVerdict;
+
+/**
  * be_backup_end: ends a backup and removes all that belonged to it.
  * @done is called when it ended, with ECANCELED never.  Reads still under way
- * fail with EIO.  Ending a backup twice joins the first.
+ * fail with EIO.  Ending a backup twice joins the first.  That a checkpoint was
+ * dropped because the backup was not taken is told as BE_EVENT_WARNING.
  */
-BeJob *be_backup_end(Be *be, BeBackup *backup, BeDone done, gpointer user);
+BeJob *be_backup_end(Be *be, BeBackup *backup, BeVerdict verdict, BeDone done, gpointer user);
 
 /**
  * be_backup_boot_fetch: the XML of a throw-away machine that boots from a backup,
@@ -486,6 +520,7 @@ void be_backup_boot_fetch(Be *be, BeBackup *backup, const char *const *raws, BeT
  */
 int be_holder_main(int argc, char **argv);
 
+#include "backend/backend-checkpoint.h"
 #include "backend/backend-machine.h"
 #include "backend/backend-objects.h"
 #include "backend/backend-streams.h"

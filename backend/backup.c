@@ -12,11 +12,14 @@
 #include <libvirt/virterror.h>
 #include <string.h>
 
+#include "backend/chain.h"
+#include "backend/checkpoint.h"
 #include "backend/disk.h"
 #include "backend/blockjob.h"
 #include "backend/error.h"
 #include "backend/files.h"
 #include "backend/freeze.h"
+#include "backend/nbd.h"
 #include "backend/scratch.h"
 #include "backend/snapshot.h"
 #include "backend/step.h"
@@ -26,6 +29,7 @@ struct BeBackups {
     GPtrArray *list;           /* of Backup, oldest first; guarded by lock */
     guint64 bytes_before;      /* that were read of backups that ended; guarded by lock */
     GPtrArray *orphans;        /* of Backup, of the journal, fate unknown; guarded by lock */
+    GPtrArray *half_made;      /* of BeTrustRecord, fate unknown; guarded by lock; NULL: none */
 };
 
 /* ---- Names of enums ----------------------------------------------------------- */
@@ -84,6 +88,26 @@ void backup_add_disk(Backup *backup, const char *target, guint64 size, guint64 a
     g_ptr_array_add(backup->pub.disks, be_disk_new(target, size, allocated, stream));
 }
 
+char *backup_bitmap_name(const char *target)
+{
+    return g_strconcat("backup-", target, NULL);
+}
+
+void backup_open_disk(const Backup *backup, BeDisk *disk)
+{
+    g_autofree char *bitmap = disk->has_base ? backup_bitmap_name(disk->target) : NULL;
+    BeNbdExport nbd = {.socket = backup->socket, .name = disk->target, .size = disk->size,
+                       .allocated = disk->allocated, .dirty_bitmap = bitmap};
+
+    disk->stream = be_stream_new_nbd_export(&nbd);
+    if (disk->has_base) {
+        g_autofree char *base =
+            g_strdup_printf("../%s/%s.qcow2", backup->pub.base, disk->target);
+
+        be_disk_set_backing(disk, base, "qcow2");
+    }
+}
+
 BeBackup *be_backup_ref(BeBackup *backup)
 {
     g_atomic_ref_count_inc(&backup->refs);
@@ -111,6 +135,11 @@ void be_backup_unref(BeBackup *pub)
     g_free(pub->domain_xml);
     g_free(pub->backup_xml);
     be_rate_unref(backup->rate);
+    g_free(pub->chain);
+    g_free(pub->since);
+    g_free(pub->base);
+    g_free(pub->checkpoint);
+    g_free(backup->replaces);
     g_free(backup->run_path);
     g_free(backup->scratch_path);
     g_free(backup->socket);
@@ -199,6 +228,7 @@ void be_backups_free(BeBackups *backups)
     }
     g_ptr_array_unref(backups->list);
     g_ptr_array_unref(backups->orphans);
+    g_clear_pointer(&backups->half_made, g_ptr_array_unref);
     g_mutex_clear(&backups->lock);
     g_free(backups);
 }
@@ -413,10 +443,12 @@ void be_backups_check(Be *be, const char *uuid)
 void be_backups_load(Be *be)
 {
     GPtrArray *recorded = be->read_only ? NULL : be_journal_load(be);
+    GPtrArray *half_made = be->read_only ? NULL : be_checkpoints_load(be);
 
     if (recorded) {
         g_mutex_lock(&be->backups->lock);
         g_ptr_array_extend_and_steal(be->backups->orphans, recorded);
+        be->backups->half_made = half_made;
         g_mutex_unlock(&be->backups->lock);
     }
 }
@@ -447,6 +479,7 @@ static gboolean recover_one(Be *be, Backup *backup)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, backup->pub.domain_uuid, &error);
+    gboolean settled;
     int ours = 0;
 
     /* Its machine is about to be turned off: this is no backup to be given back. */
@@ -462,7 +495,8 @@ static gboolean recover_one(Be *be, Backup *backup)
         return FALSE;
     }
     g_clear_error(&error);
-    if (ours == 1 && backup->stage == BACKUP_LISTED && be->recover == BE_RECOVER_ADOPT) {
+    if (ours == 1 && backup->stage == BACKUP_LISTED && backup->fate == BACKUP_UNDECIDED
+        && be->recover == BE_RECOVER_ADOPT) {
         be_backups_list(be, backup);
         be_scratch_watch(backup);
         be_idle_watch(backup);
@@ -478,9 +512,14 @@ static gboolean recover_one(Be *be, Backup *backup)
         return FALSE;
     }
     be_crash_point("recover", "abort", "after");
+    settled = backup_chain_settle(backup, &error);
     be_scratch_resume(backup);
     backup_release(backup);
     be_crash_point("recover", "release", "after");
+    if (!settled) {
+        g_warning("the checkpoint of backup '%s' is left: %s", backup->pub.name, error->message);
+        return FALSE;
+    }
     be_journal_remove(be, backup->pub.id);
     be_crash_point("recover", "record", "after");
     tell_ended(backup, ours == 1);
@@ -490,8 +529,10 @@ static gboolean recover_one(Be *be, Backup *backup)
 void be_backups_recover(Be *be)
 {
     g_autoptr(GPtrArray) orphans = NULL;
+    g_autoptr(GPtrArray) half_made = NULL;
 
     g_mutex_lock(&be->backups->lock);
+    half_made = g_steal_pointer(&be->backups->half_made);
     orphans = be->backups->orphans;
     be->backups->orphans = g_ptr_array_new_with_free_func(unref_backup);
     g_mutex_unlock(&be->backups->lock);
@@ -501,5 +542,11 @@ void be_backups_recover(Be *be)
         if (!recover_one(be, backup)) {
             be_backups_orphan(be, backup);
         }
+    }
+    if (half_made) {
+        be_checkpoints_recover(be, half_made);
+        g_mutex_lock(&be->backups->lock);
+        be->backups->half_made = g_steal_pointer(&half_made);
+        g_mutex_unlock(&be->backups->lock);
     }
 }

@@ -10,6 +10,7 @@
 #include "backend/paused.h"
 #include "backend/private.h"
 #include "backend/stream.h"
+#include "backend/trust.h"
 #include "backend/xml.h"
 
 typedef struct BeOffline BeOffline;
@@ -20,6 +21,13 @@ typedef enum {
     BACKUP_LISTED,             /* the user has it: a crash gives it back to him */
     BACKUP_DOOMED,             /* it failed: the next start ends it and takes away what is left */
 } BackupStage;
+
+/* What is decided about its checkpoint; once in the journal, a crash changes it no more. */
+typedef enum {
+    BACKUP_UNDECIDED,
+    BACKUP_KEEPS,
+    BACKUP_DROPS,
+} BackupFate;
 
 /**
  * Backup: what BeBackup is to us.  Constant once it is listed, but for what
@@ -32,6 +40,8 @@ typedef struct {
     char *scratch_path;        /* private directory of the scratch images; QEMU's */
     char *socket;              /* of QEMU's NBD server */
     BackupStage stage;         /* as in the journal; workers of this domain alone */
+    BackupFate fate;           /* as in the journal; workers of this domain alone */
+    char *replaces;            /* the checkpoint of ours that goes once this is taken, or NULL */
     gboolean off;              /* of a domain that is off */
     gint scratch_full;         /* atomic: it failed for lack of scratch space */
     BeFiles *files;            /* of the guest; closed with the streams */
@@ -122,7 +132,20 @@ Backup *backup_new(Be *be, const char *id, const char *name, const char *domain_
 void backup_add_disk(Backup *backup, const char *target, guint64 size, guint64 allocated,
                      BeStream *stream);
 
+/**
+ * backup_open_disk: gives a disk of a backup of a running domain its stream, on
+ * backup->socket; of one with a base it knows what has changed since, and its
+ * incremental image stands on the copy of the base.
+ */
+void backup_open_disk(const Backup *backup, BeDisk *disk);
+
 void backup_set_state(Backup *backup, BeBackupState state, const char *reason);
+
+/**
+ * backup_bitmap_name: of the dirty bitmap in a disk's export, to be freed with
+ * g_free().
+ */
+char *backup_bitmap_name(const char *target);
 
 /**
  * backup_change_state: to @to, if it is @from now.  Returns: whether it was.
@@ -204,6 +227,10 @@ typedef struct {
     BeQuiesce quiesce;
     BeOfflineWay offline;
     BeCaller caller;
+    char *since;               /* as in BeBackupOptions */
+    char *since_file;
+    char *checkpoint;
+    char *chain;
 
     virDomainPtr domain;
     BeXmlDomain *xml;
@@ -211,6 +238,10 @@ typedef struct {
     Backup *backup;
     gboolean hold;             /* it is off, and started paused for this */
     gboolean uncertain;        /* the host may have begun it without our knowing */
+    BeXmlDomain *running;      /* as `xml`, of the running machine, with its backing chains */
+    GPtrArray *marked;         /* of const BeXmlDisk: get a bitmap; owned by xml */
+    BeTrustRecord *record;     /* of its checkpoint, or NULL */
+    BeTrustRecord *base;       /* of the checkpoint it starts from; NULL: none or not ours */
 } BackupPlan;
 
 /**

@@ -169,6 +169,8 @@ static void set_config(Be *be, const BeConfig *config)
     be->scratch_reserve = config->scratch_reserve;
     be->quiesce = config->quiesce == BE_QUIESCE_DEFAULT ? BE_QUIESCE_TRY : config->quiesce;
     be->offline = config->offline == BE_OFFLINE_DEFAULT ? BE_OFFLINE_IMAGE : config->offline;
+    be->checkpoints = config->checkpoints;
+    be->chain = g_strdup(config->chain ? config->chain : "default");
     be->recover = config->recover;
     be->idle_end = config->idle_end;
     be->lock_fd = -1;
@@ -354,6 +356,7 @@ void be_free(Be *be)
     g_free(be->state_dir);
     g_free(be->run_dir);
     g_free(be->scratch_dir);
+    g_free(be->chain);
     g_free(be->domains_glob);
     g_free(be);
 }

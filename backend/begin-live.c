@@ -13,9 +13,10 @@
 #include <string.h>
 
 #include "backend/backup.h"
+#include "backend/chain.h"
+#include "backend/checkpoint.h"
 #include "backend/error.h"
 #include "backend/foreign-job.h"
-#include "backend/nbd.h"
 #include "backend/quiesce.h"
 #include "backend/scratch.h"
 #include "backend/step.h"
@@ -108,8 +109,18 @@ static void backup_disk_free(gpointer data)
 {
     BeXmlBackupDisk *disk = data;
 
+    g_free(disk->export_bitmap);
     g_free(disk->scratch);
     g_free(disk);
+}
+
+static const BeDisk *disk_of(const BackupPlan *plan, const BeXmlDisk *disk)
+{
+    guint index;
+
+    return g_ptr_array_find(plan->chosen, disk, &index)
+               ? g_ptr_array_index(plan->backup->pub.disks, index)
+               : NULL;
 }
 
 static char *build_xml(const BackupPlan *plan, GError **error)
@@ -120,9 +131,14 @@ static char *build_xml(const BackupPlan *plan, GError **error)
         const BeXmlDisk *disk = g_ptr_array_index(plan->xml->disks, i);
         BeXmlBackupDisk *row = g_new0(BeXmlBackupDisk, 1);
         g_autofree char *file = g_strconcat(disk->target, ".qcow2", NULL);
+        const BeDisk *ours = disk_of(plan, disk);
 
         row->target = disk->target;
-        row->backup = g_ptr_array_find(plan->chosen, disk, NULL);
+        row->backup = ours != NULL;
+        if (ours && ours->has_base) {
+            row->incremental = plan->backup->pub.since;
+            row->export_bitmap = backup_bitmap_name(ours->target);
+        }
         row->scratch =
             row->backup ? g_build_filename(plan->backup->scratch_path, file, NULL) : NULL;
         g_ptr_array_add(disks, row);
@@ -142,27 +158,30 @@ static gboolean is_still_paused(const BackupPlan *plan)
 static gboolean run_begin(gpointer work, GError **error)
 {
     BackupPlan *plan = work;
+    BeBackup *pub = &plan->backup->pub;
     g_autofree char *xml = build_xml(plan, error);
+    g_autofree char *checkpoint =
+        xml && pub->checkpoint ? backup_chain_xml(plan, error) : NULL;
     BeWindow window;
     gboolean begun;
 
-    if (!xml
+    if (!xml || (pub->checkpoint && !checkpoint)
         || !be_quiesce_begin(plan->be, plan->domain, plan->uuid,
                              plan->hold ? BE_QUIESCE_OFF : plan->quiesce,
                              plan->xml->agent_connected, &window, error)) {
         return FALSE;
     }
-    begun = virDomainBackupBegin(plan->domain, xml, NULL, 0) == 0;
+    begun = virDomainBackupBegin(plan->domain, xml, checkpoint, 0) == 0;
     if (!begun) {
         be_error_from_libvirt(error, "libvirt cannot begin the backup");
     }
-    plan->backup->pub.created_us = g_get_real_time();
+    pub->created_us = g_get_real_time();
     be_quiesce_end(plan->be, plan->domain, plan->uuid, "backup-begin", &window);
-    plan->backup->pub.frozen_us = window.frozen_us;
+    pub->frozen_us = window.frozen_us;
     if (plan->hold && is_still_paused(plan)) {
-        plan->backup->pub.consistency = BE_CONSISTENCY_OFFLINE;
+        pub->consistency = BE_CONSISTENCY_OFFLINE;
     } else {
-        plan->backup->pub.consistency = window.consistency;
+        pub->consistency = window.consistency;
     }
     return begun;
 }
@@ -176,6 +195,13 @@ static void undo_begin(gpointer work)
     if (!backup_abort(plan->backup, &error)) {
         g_warning("the backup '%s' may still run: %s", plan->name, error->message);
         plan->uncertain = error->code != ENOENT;
+        return;
+    }
+    g_clear_error(&error);
+    /* libvirt 9.0 leaves the checkpoint where the begin fails after making it. */
+    if (!backup_chain_settle(plan->backup, &error)) {
+        g_warning("the checkpoint of backup '%s' is still there: %s", plan->name, error->message);
+        plan->uncertain = TRUE;
     }
 }
 
@@ -193,9 +219,7 @@ static gboolean run_describe(gpointer work, GError **error)
     backup->pub.backup_xml = g_strdup(xml);
     free(xml);
     for (guint i = 0; i < backup->pub.disks->len; i++) {
-        BeDisk *disk = g_ptr_array_index(backup->pub.disks, i);
-
-        disk->stream = be_stream_new_nbd(backup->socket, disk->target, disk->size, disk->allocated);
+        backup_open_disk(backup, g_ptr_array_index(backup->pub.disks, i));
     }
     return TRUE;
 }
@@ -216,7 +240,9 @@ static const BeStep live_steps[] = {
     {"hold", run_hold, undo_hold},
     {"directories", run_directories, NULL},
     {"extras", backup_step_extras, NULL},
+    {"checkpoint", backup_chain_step_plan, backup_chain_undo_plan},
     {"begin", run_begin, undo_begin},
+    {"confirm", backup_chain_step_confirm, NULL},
     {"describe", run_describe, NULL},
     {"list", run_list, NULL},
     {NULL, NULL, NULL},

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "backend/backup.h"
+#include "backend/chain.h"
 #include "backend/error.h"
 #include "backend/image-stream.h"
 #include "backend/imagelock.h"
@@ -117,6 +118,7 @@ static gboolean find_consistency(BackupPlan *plan, GError **error)
 static gboolean inspect_all(BackupPlan *plan, GError **error)
 {
     plan->backup->off = TRUE;
+    plan->backup->pub.chain = g_strdup(plan->chain);
     plan->backup->offline = g_new0(BeOffline, 1);
     plan->backup->offline->disks = g_ptr_array_new_with_free_func(offline_disk_free);
     for (guint i = 0; i < plan->chosen->len; i++) {
@@ -228,6 +230,6 @@ static const BeStep off_steps[] = {
 
 gboolean backup_begin_off(BackupPlan *plan, GError **error)
 {
-    return inspect_all(plan, error)
+    return backup_chain_refuse(plan, error) && inspect_all(plan, error)
            && be_steps_run("backup-off", off_steps, plan, plan->job, error);
 }

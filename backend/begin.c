@@ -13,6 +13,24 @@
 #include "backend/error.h"
 #include "backend/step.h"
 
+/* So often a checkpoint that proves broken is passed over for an older one. */
+#define TRIES 3
+
+/* What one try has found out; another begins anew. */
+static void plan_clear(BackupPlan *plan)
+{
+    if (plan->backup) {
+        be_backup_unref(&plan->backup->pub);
+        plan->backup = NULL;
+    }
+    g_clear_pointer(&plan->chosen, g_ptr_array_unref);
+    g_clear_pointer(&plan->marked, g_ptr_array_unref);
+    g_clear_pointer(&plan->record, be_trust_record_free);
+    g_clear_pointer(&plan->base, be_trust_record_free);
+    g_clear_pointer(&plan->running, be_xml_domain_free);
+    g_clear_pointer(&plan->xml, be_xml_domain_free);
+}
+
 static void plan_free(gpointer data)
 {
     BackupPlan *plan = data;
@@ -20,15 +38,15 @@ static void plan_free(gpointer data)
     if (plan->domain) {
         virDomainFree(plan->domain);
     }
-    if (plan->backup) {
-        be_backup_unref(&plan->backup->pub);
-    }
-    g_clear_pointer(&plan->chosen, g_ptr_array_unref);
-    be_xml_domain_free(plan->xml);
+    plan_clear(plan);
     g_free(plan->uuid);
     g_free(plan->name);
     g_strfreev(plan->only);
     g_free(plan->scratch_dir);
+    g_free(plan->since);
+    g_free(plan->since_file);
+    g_free(plan->checkpoint);
+    g_free(plan->chain);
     g_free(plan);
 }
 
@@ -189,6 +207,34 @@ gboolean be_offline_way_parse(const char *word, BeOfflineWay *ret_way)
     return TRUE;
 }
 
+/*
+ * A checkpoint that was believed and then found out (EUCLEAN) is marked: the next
+ * try starts from an older one.  The last is full: a backup never fails because
+ * an old checkpoint is broken, unless that one was asked for by name.
+ */
+static gboolean begin_live(BackupPlan *plan, gboolean active, GError **error)
+{
+    gboolean named = plan->since && !g_str_equal(plan->since, "latest");
+
+    for (guint try = 1;; try++) {
+        g_autoptr(GError) failure = NULL;
+
+        if (read_domain(plan, active, &failure) && backup_begin_live(plan, &failure)) {
+            return TRUE;
+        }
+        if (named || failure->code != EUCLEAN || try > TRIES || plan->uncertain) {
+            g_propagate_error(error, g_steal_pointer(&failure));
+            return FALSE;
+        }
+        backup_notify(plan->backup, BE_EVENT_WARNING, failure->code, failure->message);
+        if (try == TRIES) {
+            g_free(plan->since);
+            plan->since = g_strdup("none");
+        }
+        plan_clear(plan);
+    }
+}
+
 static gboolean run_begin(Be *be, BeJob *job, gpointer data, GError **error)
 {
     BackupPlan *plan = data;
@@ -205,9 +251,9 @@ static gboolean run_begin(Be *be, BeJob *job, gpointer data, GError **error)
         return FALSE;
     }
     plan->hold = !active && plan->offline == BE_OFFLINE_PAUSED;
-    return read_domain(plan, active == 1, error)
-           && (active || plan->hold ? backup_begin_live(plan, error)
-                                    : backup_begin_off(plan, error));
+    return active || plan->hold
+               ? begin_live(plan, active == 1, error)
+               : read_domain(plan, FALSE, error) && backup_begin_off(plan, error);
 }
 
 char *be_domain_busy(Be *be, const char *uuid)
@@ -274,5 +320,9 @@ BeJob *be_backup_begin(Be *be, const char *uuid, const char *name, const BeBacku
     plan->quiesce = options && options->quiesce ? options->quiesce : be->quiesce;
     plan->offline = options && options->offline ? options->offline : be->offline;
     plan->caller = *caller;
+    plan->since = options ? g_strdup(options->since) : NULL;
+    plan->since_file = options ? g_strdup(options->since_file) : NULL;
+    plan->checkpoint = options ? g_strdup(options->checkpoint) : NULL;
+    plan->chain = g_strdup(options && options->chain ? options->chain : be->chain);
     return be_job_submit(be, uuid, BE_JOB_AT_ONCE, what, run_begin, plan, plan_free, done, user);
 }

@@ -49,6 +49,7 @@ void be_disk_free(gpointer data)
     be_view_free(disk->incremental);
     be_stream_unref(disk->stream);
     g_free(disk->backing_name);
+    g_free(disk->full_because);
     g_free(disk->target);
     g_free(disk);
 }

@@ -10,6 +10,7 @@
 #include <libvirt/virterror.h>
 
 #include "backend/backup.h"
+#include "backend/chain.h"
 #include "backend/disk.h"
 #include "backend/error.h"
 #include "backend/step.h"
@@ -85,49 +86,118 @@ gboolean backup_abort(Backup *backup, GError **error)
 
 /* ---- The job --------------------------------------------------------------------------- */
 
+typedef struct {
+    Backup *backup;
+    BeVerdict verdict;
+} Ending;
+
+static void ending_free(gpointer data)
+{
+    Ending *ending = data;
+
+    be_backup_unref(&ending->backup->pub);
+    g_free(ending);
+}
+
+/* The next increment starts from what somebody has: who does not have this is told. */
+static void tell_dropped(Backup *backup, const char *why)
+{
+    g_autofree char *text =
+        g_strdup_printf("backup '%s' was not taken: %s; its checkpoint '%s' is removed again (end "
+                        "keep keeps it)",
+                        backup->pub.name, why, backup->pub.checkpoint);
+
+    backup_notify(backup, BE_EVENT_WARNING, ENODATA, text);
+}
+
+/*
+ * Decided once, and written down before anything is done about it: what was
+ * decided before a crash is done after it.
+ */
+static void decide(Backup *backup, BeVerdict verdict, char **ret_why)
+{
+    g_autoptr(GError) error = NULL;
+    gboolean drop = backup->stage == BACKUP_DOOMED || verdict == BE_VERDICT_DROP;
+
+    if (!backup->pub.checkpoint || backup->fate != BACKUP_UNDECIDED) {
+        return;
+    }
+    drop = drop || (verdict == BE_VERDICT_TAKEN && !backup_chain_was_taken(backup, ret_why));
+    backup->fate = drop ? BACKUP_DROPS : BACKUP_KEEPS;
+    if (!be_journal_write(backup, &error)) {
+        g_warning("what becomes of checkpoint '%s' cannot be recorded: %s",
+                  backup->pub.checkpoint, error->message);
+    }
+}
+
+/*
+ * The checkpoint first: a machine that is held paused goes with the rest.  What
+ * cannot be done to it now is done later, from the record.
+ */
+static void take_away(Be *be, Backup *backup)
+{
+    g_autoptr(GError) error = NULL;
+    gboolean settled = backup_chain_settle(backup, &error);
+
+    be_crash_point("backup-end", "settle", "after");
+    backup_release(backup);
+    be_crash_point("backup-end", "release", "after");
+    if (settled) {
+        be_journal_remove(be, backup->pub.id);
+        return;
+    }
+    backup_notify(backup, BE_EVENT_WARNING, error->code, error->message);
+    be_backups_orphan(be, backup);
+}
+
 static gboolean run_end(Be *be, BeJob *job, gpointer data, GError **error)
 {
-    Backup *backup = data;
+    Ending *ending = data;
+    Backup *backup = ending->backup;
     BeBackupState before = be_backup_state(&backup->pub, NULL);
+    BackupFate fate = backup->fate;
+    g_autofree char *why = NULL;
 
     if (before == BE_BACKUP_GONE) {
         return TRUE;
     }
     (void)be_job_no_return(job);
     backup_set_state(backup, BE_BACKUP_ENDING, NULL);
+    decide(backup, ending->verdict, &why);
     be_crash_point("backup-end", "abort", "before");
     if (!backup->off && !backup_abort(backup, error)) {
         /* Not reached: as before.  Reached, and it did not end: nothing can be read. */
         backup_set_state(backup, (*error)->code == ETIMEDOUT ? BE_BACKUP_FAILED : before,
                          (*error)->message);
+        backup->fate = fate;
         return FALSE;
     }
     be_crash_point("backup-end", "abort", "after");
-    backup_release(backup);
-    be_crash_point("backup-end", "release", "after");
-    be_journal_remove(be, backup->pub.id);
+    take_away(be, backup);
     be_crash_point("backup-end", "record", "after");
+    if (why) {
+        tell_dropped(backup, why);
+    }
     be_backups_unlist(be, backup);
     backup_set_state(backup, BE_BACKUP_GONE, NULL);
     backup_notify(backup, BE_EVENT_BACKUP_ENDED, 0, NULL);
     return TRUE;
 }
 
-static void unref_backup(gpointer data)
-{
-    be_backup_unref(data);
-}
-
-BeJob *be_backup_end(Be *be, BeBackup *backup, BeDone done, gpointer user)
+BeJob *be_backup_end(Be *be, BeBackup *backup, BeVerdict verdict, BeDone done, gpointer user)
 {
     g_autofree char *what = g_strdup_printf("end of backup %s", backup->name);
+    Ending *ending;
 
     if (be->read_only) {
         return be_job_refuse(be, g_error_new(BE_ERROR, EROFS, "this mount is read-only"), done,
                              user);
     }
-    return be_job_submit(be, backup->domain_uuid, BE_JOB_WAITS, what, run_end,
-                         be_backup_ref(backup), unref_backup, done, user);
+    ending = g_new0(Ending, 1);
+    ending->backup = (Backup *)be_backup_ref(backup);
+    ending->verdict = verdict;
+    return be_job_submit(be, backup->domain_uuid, BE_JOB_WAITS, what, run_end, ending, ending_free,
+                         done, user);
 }
 
 static void ended_at_stop(const GError *error, gpointer user G_GNUC_UNUSED)
@@ -142,7 +212,8 @@ void be_backups_end_all(Be *be)
     g_autoptr(GPtrArray) backups = be_backups(be, NULL);
 
     for (guint i = 0; i < backups->len; i++) {
-        be_job_unref(be_backup_end(be, g_ptr_array_index(backups, i), ended_at_stop, NULL));
+        be_job_unref(be_backup_end(be, g_ptr_array_index(backups, i), BE_VERDICT_TAKEN,
+                                   ended_at_stop, NULL));
     }
 }
 

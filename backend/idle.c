@@ -64,7 +64,8 @@ static void end(Backup *backup)
                         backup->be->idle_end, backup->be->idle_end);
 
     backup_notify(backup, BE_EVENT_WARNING, ETIMEDOUT, text);
-    be_job_unref(be_backup_end(backup->be, &backup->pub, ended, be_backup_ref(&backup->pub)));
+    be_job_unref(be_backup_end(backup->be, &backup->pub, BE_VERDICT_TAKEN, ended,
+                               be_backup_ref(&backup->pub)));
 }
 
 static gboolean look(gpointer data)

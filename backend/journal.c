@@ -13,7 +13,6 @@
 #include "backend/backup.h"
 #include "backend/error.h"
 #include "backend/extents.h"
-#include "backend/nbd.h"
 #include "backend/record.h"
 
 #define KIND "journal"
@@ -45,6 +44,8 @@ static void add_disks(JsonBuilder *builder, const GPtrArray *disks)
         add_string(builder, "target", disk->target);
         add_int(builder, "size", (gint64)disk->size);
         add_int(builder, "allocated", (gint64)disk->allocated);
+        add_int(builder, "has-base", disk->has_base);
+        add_string(builder, "full-because", disk->full_because);
         json_builder_end_object(builder);
     }
     json_builder_end_array(builder);
@@ -71,6 +72,12 @@ static JsonNode *record_of(const Backup *backup)
     add_string(builder, "run-path", backup->run_path);
     add_string(builder, "scratch-path", backup->scratch_path);
     add_string(builder, "socket", backup->socket);
+    add_string(builder, "chain", pub->chain);
+    add_string(builder, "since", pub->since);
+    add_string(builder, "base", pub->base);
+    add_string(builder, "checkpoint", pub->checkpoint);
+    add_string(builder, "replaces", backup->replaces);
+    add_int(builder, "fate", backup->fate);
     add_string(builder, "domain-xml", pub->domain_xml);
     add_string(builder, "backup-xml", pub->backup_xml);
     add_disks(builder, pub->disks);
@@ -154,14 +161,17 @@ static gboolean load_disk(Backup *backup, JsonObject *disk)
     const char *target = disk ? be_record_get_string(disk, "target") : NULL;
     gint64 size = disk ? be_record_get_int(disk, "size") : -1;
     gint64 allocated = disk ? be_record_get_int(disk, "allocated") : -1;
+    BeDisk *loaded;
 
     if (!target || !backup->socket || size < 0 || (guint64)size >= BE_EXTENTS_SIZE_MAX
         || allocated < 0) {
         return FALSE;
     }
-    backup_add_disk(
-        backup, target, (guint64)size, (guint64)allocated,
-        be_stream_new_nbd(backup->socket, target, (guint64)size, (guint64)allocated));
+    backup_add_disk(backup, target, (guint64)size, (guint64)allocated, NULL);
+    loaded = g_ptr_array_index(backup->pub.disks, backup->pub.disks->len - 1);
+    loaded->has_base = be_record_get_int(disk, "has-base") != 0 && backup->pub.base;
+    loaded->full_because = g_strdup(be_record_get_string(disk, "full-because"));
+    backup_open_disk(backup, loaded);
     return TRUE;
 }
 
@@ -186,6 +196,10 @@ static void load_public(BeBackup *pub, JsonObject *object)
     pub->consistency =
         (BeConsistency)CLAMP(be_record_get_int(object, "consistency"), 0, BE_CONSISTENCY_OFFLINE);
     pub->frozen_us = be_record_get_int(object, "frozen-us");
+    pub->chain = g_strdup(be_record_get_string(object, "chain"));
+    pub->since = g_strdup(be_record_get_string(object, "since"));
+    pub->base = g_strdup(be_record_get_string(object, "base"));
+    pub->checkpoint = g_strdup(be_record_get_string(object, "checkpoint"));
     pub->domain_xml = g_strdup(be_record_get_string(object, "domain-xml"));
     pub->backup_xml = g_strdup(be_record_get_string(object, "backup-xml"));
 }
@@ -205,6 +219,9 @@ Backup *be_journal_parse(Be *be, JsonObject *object)
     load_public(&backup->pub, object);
     backup->stage =
         (BackupStage)CLAMP(be_record_get_int(object, "stage"), BACKUP_BEGUN, BACKUP_DOOMED);
+    backup->fate =
+        (BackupFate)CLAMP(be_record_get_int(object, "fate"), BACKUP_UNDECIDED, BACKUP_DROPS);
+    backup->replaces = g_strdup(be_record_get_string(object, "replaces"));
     backup->run_path = g_strdup(be_record_get_string(object, "run-path"));
     backup->scratch_path = g_strdup(be_record_get_string(object, "scratch-path"));
     backup->socket = g_strdup(be_record_get_string(object, "socket"));

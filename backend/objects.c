@@ -18,6 +18,7 @@
 
 static const BeObjectOps *const kinds[BE_OBJECT_KINDS] = {
     [BE_SNAPSHOTS] = &be_snapshot_ops,
+    [BE_CHECKPOINTS] = &be_checkpoint_ops,
 };
 
 /* What is known of one domain's objects of one kind; owned by its BeFresh. */
@@ -354,6 +355,9 @@ static BeObject *new_object(const Entry *entry, const char *name, const char *xm
     object->made = owner.known;
     object->consistency = owner.consistency;
     object->frozen_us = owner.frozen_us;
+    if (kinds[entry->kind]->owner) {
+        object->owner = kinds[entry->kind]->owner(entry->objects->be, entry->uuid, name);
+    }
     return object;
 }
 

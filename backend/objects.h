@@ -39,12 +39,18 @@ typedef struct {
     BeObject *(*parse)(const char *xml, GError **error);
 
     /**
+     * owner: who made it through us, or (uid_t)-1.  May be NULL: nobody.
+     */
+    uid_t (*owner)(Be *be, const char *uuid, const char *name);
+
+    /**
      * clear: frees what the kind has added to BeObject.
      */
     void (*clear)(BeObject *object);
 } BeObjectOps;
 
 extern const BeObjectOps be_snapshot_ops;
+extern const BeObjectOps be_checkpoint_ops;
 
 BeObjects *be_objects_new(Be *be);
 void be_objects_free(BeObjects *objects);

@@ -48,6 +48,8 @@ struct Be {
     guint64 scratch_reserve;
     BeQuiesce quiesce;
     BeOfflineWay offline;
+    BeCheckpoints checkpoints;
+    char *chain;
     BeRecover recover;
     guint idle_end;            /* seconds; 0: never */
     int lock_fd;

@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "backend/backup.h"
+#include "backend/chain.h"
 #include "backend/disk.h"
 #include "backend/files.h"
 #include "backend/scratch.h"
@@ -94,18 +95,23 @@ static void unref_backup(gpointer backup)
 static gboolean settle(Backup *backup)
 {
     g_autoptr(GError) error = NULL;
+    gboolean ended = backup->off || backup_abort(backup, &error);
+    /* While a machine that is held paused is still there. */
+    gboolean settled = ended && backup_chain_settle(backup, &error);
 
-    if (!backup->off && !backup_abort(backup, &error)) {
+    if (ended) {
+        be_crash_point("backup-fail", "abort", "after");
+        be_scratch_resume(backup);
+        backup_release(backup);
+        be_crash_point("backup-fail", "release", "after");
+    }
+    if (!settled) {
         g_warning("backup '%s' failed and cannot be ended yet: %s", backup->pub.name,
                   error->message);
         g_source_unref(be_timer_add(backup->be, SETTLE_AGAIN_MS, settle_later,
                                     be_backup_ref(&backup->pub), unref_backup));
         return FALSE;
     }
-    be_crash_point("backup-fail", "abort", "after");
-    be_scratch_resume(backup);
-    backup_release(backup);
-    be_crash_point("backup-fail", "release", "after");
     be_journal_remove(backup->be, backup->pub.id);
     be_crash_point("backup-fail", "record", "after");
     return TRUE;

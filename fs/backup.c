@@ -60,6 +60,24 @@ BeJob *fs_backups_make(const FsAct *act, const char *name, GError **error G_GNUC
     return begin(act, name, NULL);
 }
 
+/* Checkpoints are named in a command as the tree shows them. */
+static gboolean chain_options(const FsCommand *command, BeBackupOptions *options, char **ret_since,
+                              GError **error)
+{
+    const char *since = g_hash_table_lookup(command->options, "since");
+    const char *checkpoint = g_hash_table_lookup(command->options, "checkpoint");
+
+    *ret_since = since ? fs_name_decode(since, error) : NULL;
+    options->since = *ret_since;
+    options->since_file = since;
+    options->checkpoint = checkpoint;
+    options->chain = g_hash_table_lookup(command->options, "chain");
+    return (!since || *ret_since)
+           && (!checkpoint || g_str_equal(checkpoint, "none")
+               || fs_name_check_new(checkpoint, error))
+           && (!options->chain || fs_name_check_new(options->chain, error));
+}
+
 BeJob *fs_backup_run_begin(const FsAct *act, const FsCommand *command, GError **error)
 {
     const char *name = g_ptr_array_index(command->words, 0);
@@ -69,6 +87,7 @@ BeJob *fs_backup_run_begin(const FsAct *act, const FsCommand *command, GError **
                                .scratch_dir = g_hash_table_lookup(command->options, "scratch")};
     const char *offline = g_hash_table_lookup(command->options, "offline");
     const char *quiesce = g_hash_table_lookup(command->options, "quiesce");
+    g_autofree char *since = NULL;
 
     if (!fs_name_check_new(name, error)) {
         return NULL;
@@ -89,12 +108,12 @@ BeJob *fs_backup_run_begin(const FsAct *act, const FsCommand *command, GError **
         g_set_error(error, BE_ERROR, EINVAL, "only= names no disk");
         return NULL;
     }
-    return begin(act, name, &options);
+    return chain_options(command, &options, &since, error) ? begin(act, name, &options) : NULL;
 }
 
 BeJob *fs_backup_drop(const FsAct *act, GError **error G_GNUC_UNUSED)
 {
-    return be_backup_end(act->be, act->item->data, act->done, act->user);
+    return be_backup_end(act->be, act->item->data, BE_VERDICT_TAKEN, act->done, act->user);
 }
 
 /* ---- One backup ----------------------------------------------------------- */
@@ -214,9 +233,38 @@ void fs_backup_fetch_boot_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer us
     be_backup_boot_fetch(fs->be, item->data, (const char *const *)paths->pdata, done, user);
 }
 
-void fs_backup_xattrs(FsItem *item, FsXattrAdd add, gpointer user)
+static gboolean show_word(GString *out, const char *word)
+{
+    g_string_append_printf(out, "%s\n", word ? word : "none");
+    return TRUE;
+}
+
+gboolean fs_backup_show_since(Fs *fs G_GNUC_UNUSED, FsItem *item, GString *out,
+                              GError **error G_GNUC_UNUSED)
 {
     const BeBackup *backup = item->data;
+
+    return show_word(out, backup->since);
+}
+
+gboolean fs_backup_show_checkpoint(Fs *fs G_GNUC_UNUSED, FsItem *item, GString *out,
+                                   GError **error G_GNUC_UNUSED)
+{
+    const BeBackup *backup = item->data;
+
+    return show_word(out, backup->checkpoint);
+}
+
+gboolean fs_backup_show_chain(Fs *fs G_GNUC_UNUSED, FsItem *item, GString *out,
+                              GError **error G_GNUC_UNUSED)
+{
+    const BeBackup *backup = item->data;
+
+    return show_word(out, backup->chain);
+}
+
+static void xattrs_but_since(const BeBackup *backup, FsXattrAdd add, gpointer user)
+{
     g_autofree char *created = fs_time_text(backup->created_us);
     g_autofree char *frozen =
         g_strdup_printf("%" G_GINT64_FORMAT, (backup->frozen_us + 999) / 1000);
@@ -225,26 +273,60 @@ void fs_backup_xattrs(FsItem *item, FsXattrAdd add, gpointer user)
     add("created", created, user);
     add("consistency", be_consistency_name(backup->consistency), user);
     add("frozen_ms", frozen, user);
+    add("checkpoint", backup->checkpoint ? backup->checkpoint : "none", user);
+    add("chain", backup->chain ? backup->chain : "none", user);
+}
+
+void fs_backup_xattrs(FsItem *item, FsXattrAdd add, gpointer user)
+{
+    const BeBackup *backup = item->data;
+
+    xattrs_but_since(backup, add, user);
+    add("since", backup->since ? backup->since : "none", user);
+}
+
+static gboolean parse_end(const FsCommand *command, BeVerdict *ret_verdict, gboolean *ret_force,
+                          GError **error)
+{
+    gboolean keep = FALSE, drop = FALSE;
+
+    *ret_force = FALSE;
+    for (guint i = 0; i < command->words->len; i++) {
+        const char *word = g_ptr_array_index(command->words, i);
+
+        if (g_str_equal(word, "force")) {
+            *ret_force = TRUE;
+        } else if (g_str_equal(word, "keep")) {
+            keep = TRUE;
+        } else if (g_str_equal(word, "drop")) {
+            drop = TRUE;
+        } else {
+            g_set_error(error, BE_ERROR, EINVAL,
+                        "'%s' is no word of 'end'; allowed: keep, drop, force", word);
+            return FALSE;
+        }
+    }
+    if (keep && drop) {
+        g_set_error(error, BE_ERROR, EINVAL, "the checkpoint is kept or dropped, not both");
+        return FALSE;
+    }
+    *ret_verdict = keep ? BE_VERDICT_KEEP : drop ? BE_VERDICT_DROP : BE_VERDICT_TAKEN;
+    return TRUE;
 }
 
 static BeJob *run_end(const FsAct *act, const FsCommand *command, GError **error)
 {
-    gboolean force = FALSE;
+    BeVerdict verdict;
+    gboolean force;
 
-    if (command->words->len == 1) {
-        const char *word = g_ptr_array_index(command->words, 0);
-
-        force = g_str_equal(word, "force");
-        if (!force) {
-            g_set_error(error, BE_ERROR, EINVAL, "'%s' is no word of 'end'; allowed: force", word);
-            return NULL;
-        }
+    if (!parse_end(command, &verdict, &force, error)) {
+        return NULL;
     }
     if (!fs_dir_may_end(act->fs, act->item, act->caller, error)
         || (!force && !fs_dir_item_unused(act->fs, act->item, error))) {
         return NULL;
     }
-    return be_backup_end(act->be, act->item->data, act->done, act->user);
+    return be_backup_end(act->be, act->item->data, verdict, act->done, act->user);
 }
 
 /* A number of bytes, with K, M, G or T (powers of 1024) behind it or without. */
@@ -291,7 +373,9 @@ static BeJob *run_rate(const FsAct *act, const FsCommand *command, GError **erro
 }
 
 const FsVerb fs_backup_verbs[] = {
-    {"end", 0, 1, NULL, "end [force] [async]   end the backup, as rmdir; force: also under readers",
+    {"end", 0, 2, NULL,
+     "end [keep|drop] [force] [async]   end the backup, as rmdir; keep or drop its checkpoint "
+     "whether it was taken or not; force: also under readers",
      run_end},
     {"rate", 1, 1, NULL, "rate BYTES_PER_SECOND   read no faster, as 10M or 1G; 0: no limit",
      run_rate},
@@ -300,31 +384,45 @@ const FsVerb fs_backup_verbs[] = {
 
 /* ---- Its disks ------------------------------------------------------------ */
 
-/* One file for each disk; @suffix tells the views of a disk apart. */
-static FsListing *list_disks(FsItem *item, const char *suffix)
+/* What a file in maps/ is of; a disk's other files have the BeDisk itself. */
+typedef struct {
+    const BeDisk *disk;        /* the parent's backup has it */
+    gboolean dirty;
+} Map;
+
+static void add_disk(FsListing *listing, FsItem *item, const BeDisk *disk, const char *directory,
+                     const char *suffix, gpointer data, GDestroyNotify free_data)
+{
+    g_autofree char *id =
+        g_strdup_printf("%s/%s/%s%s", item->id, directory, disk->target, suffix);
+    g_autofree char *name = fs_name_encode(disk->target, id);
+
+    fs_listing_add(listing,
+                   fs_item_new(item, id, g_strconcat(name, suffix, NULL), data, free_data));
+}
+
+/* One file for each disk; directory and @suffix tell the views of a disk apart. */
+static FsListing *list_disks(FsItem *item, const char *directory, const char *suffix)
 {
     const BeBackup *backup = item->data;
     FsListing *listing = fs_listing_new();
 
     for (guint i = 0; i < backup->disks->len; i++) {
         BeDisk *disk = g_ptr_array_index(backup->disks, i);
-        g_autofree char *id = g_strdup_printf("%s/%s%s", item->id, disk->target, suffix);
-        g_autofree char *name = fs_name_encode(disk->target, id);
 
-        fs_listing_add(listing,
-                       fs_item_new(item, id, g_strconcat(name, suffix, NULL), disk, NULL));
+        add_disk(listing, item, disk, directory, suffix, disk, NULL);
     }
     return listing;
 }
 
 FsListing *fs_backup_disks_list(Fs *fs G_GNUC_UNUSED, FsItem *item)
 {
-    return list_disks(item, ".raw");
+    return list_disks(item, "disks", ".raw");
 }
 
 FsListing *fs_backup_full_list(Fs *fs G_GNUC_UNUSED, FsItem *item)
 {
-    return list_disks(item, ".qcow2");
+    return list_disks(item, "full", ".qcow2");
 }
 
 BeStream *fs_backup_full_stream(FsItem *item)
@@ -337,16 +435,55 @@ void fs_backup_full_prepare(FsItem *item, BeDone done, gpointer user)
     be_disk_full_prepare(item->data, done, user);
 }
 
+FsListing *fs_backup_incremental_list(Fs *fs G_GNUC_UNUSED, FsItem *item)
+{
+    return list_disks(item, "incremental", ".qcow2");
+}
+
+BeStream *fs_backup_incremental_stream(FsItem *item)
+{
+    return be_disk_incremental(item->data);
+}
+
+void fs_backup_incremental_prepare(FsItem *item, BeDone done, gpointer user)
+{
+    be_disk_incremental_prepare(item->data, done, user);
+}
+
+static void add_map(FsListing *listing, FsItem *item, const BeDisk *disk, gboolean dirty)
+{
+    Map *map = g_new0(Map, 1);
+
+    map->disk = disk;
+    map->dirty = dirty;
+    add_disk(listing, item, disk, "maps", dirty ? ".dirty.json" : ".json", map, g_free);
+}
+
 FsListing *fs_backup_maps_list(Fs *fs G_GNUC_UNUSED, FsItem *item)
 {
-    return list_disks(item, ".json");
+    const BeBackup *backup = item->data;
+    FsListing *listing = fs_listing_new();
+
+    for (guint i = 0; i < backup->disks->len; i++) {
+        const BeDisk *disk = g_ptr_array_index(backup->disks, i);
+
+        add_map(listing, item, disk, FALSE);
+        if (disk->has_base) {
+            add_map(listing, item, disk, TRUE);
+        }
+    }
+    return listing;
 }
 
 void fs_backup_fetch_map(Fs *fs G_GNUC_UNUSED, FsItem *item, BeTextDone done, gpointer user)
 {
-    const BeDisk *disk = item->data;
+    const Map *map = item->data;
 
-    be_stream_map_fetch(disk->stream, done, user);
+    if (map->dirty) {
+        be_disk_dirty_map_fetch(map->disk, done, user);
+    } else {
+        be_stream_map_fetch(map->disk->stream, done, user);
+    }
 }
 
 BeStream *fs_backup_disk_stream(FsItem *item)
@@ -354,6 +491,19 @@ BeStream *fs_backup_disk_stream(FsItem *item)
     const BeDisk *disk = item->data;
 
     return disk->stream;
+}
+
+/* `since` is the disk's own here: others of the backup may have a base. */
+void fs_backup_increment_xattrs(FsItem *item, FsXattrAdd add, gpointer user)
+{
+    const BeBackup *backup = item->parent->data;
+    const BeDisk *disk = item->data;
+
+    xattrs_but_since(backup, add, user);
+    add("since", disk->has_base ? backup->since : "none", user);
+    if (disk->full_because) {
+        add("full_because", disk->full_because, user);
+    }
 }
 
 void fs_backup_disk_xattrs(FsItem *item, FsXattrAdd add, gpointer user)

@@ -13,6 +13,9 @@ char *fs_backups_latest(Fs *fs, FsItem *item);
 
 gboolean fs_backup_show_created(Fs *fs, FsItem *item, GString *out, GError **error);
 gboolean fs_backup_show_state(Fs *fs, FsItem *item, GString *out, GError **error);
+gboolean fs_backup_show_since(Fs *fs, FsItem *item, GString *out, GError **error);
+gboolean fs_backup_show_checkpoint(Fs *fs, FsItem *item, GString *out, GError **error);
+gboolean fs_backup_show_chain(Fs *fs, FsItem *item, GString *out, GError **error);
 gboolean fs_backup_show_consistency(Fs *fs, FsItem *item, GString *out, GError **error);
 gboolean fs_backup_show_backup_xml(Fs *fs, FsItem *item, GString *out, GError **error);
 gboolean fs_backup_show_domain_xml(Fs *fs, FsItem *item, GString *out, GError **error);
@@ -30,6 +33,10 @@ void fs_backup_disk_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
 FsListing *fs_backup_full_list(Fs *fs, FsItem *item);
 BeStream *fs_backup_full_stream(FsItem *item);
 void fs_backup_full_prepare(FsItem *item, BeDone done, gpointer user);
+FsListing *fs_backup_incremental_list(Fs *fs, FsItem *item);
+BeStream *fs_backup_incremental_stream(FsItem *item);
+void fs_backup_incremental_prepare(FsItem *item, BeDone done, gpointer user);
+void fs_backup_increment_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
 FsListing *fs_backup_maps_list(Fs *fs, FsItem *item);
 void fs_backup_fetch_map(Fs *fs, FsItem *item, BeTextDone done, gpointer user);
 

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "fs/backup.h"
+#include "fs/checkpoint.h"
 #include "fs/machine.h"
 #include "fs/name.h"
 #include "fs/private.h"
@@ -169,13 +170,15 @@ static BeJob *run_thaw(const FsAct *act, const FsCommand *command G_GNUC_UNUSED,
     return be_domain_thaw(act->be, act->item->id, act->done, act->user);
 }
 
-static const char *const backup_keys[] = {"only", "scratch", "quiesce", "offline", NULL};
+static const char *const backup_keys[] = {"only", "scratch", "quiesce", "offline", "since",
+                                          "checkpoint", "chain", NULL};
+static const char *const checkpoint_keys[] = {"only", "quiesce", "description", NULL};
 static const char *const freeze_keys[] = {"timeout", NULL};
 
 const FsVerb fs_domain_verbs[] = {
     {"backup", 1, 1, backup_keys,
-     "backup NAME [only=TARGET,...] [quiesce=try|require|off] [scratch=DIR] "
-     "[offline=image|paused] [async]   "
+     "backup NAME [since=CHECKPOINT|latest|none] [checkpoint=NAME|none] [chain=NAME] "
+     "[only=TARGET,...] [quiesce=try|require|off] [scratch=DIR] [offline=image|paused] [async]   "
      "start a backup, as mkdir backups/NAME",
      fs_backup_run_begin},
     {"snapshot", 1, 2, fs_snapshot_keys,
@@ -183,6 +186,10 @@ const FsVerb fs_domain_verbs[] = {
      "[quiesce=try|require|off] [only=TARGET,...] [description=TEXT] [async]   make a snapshot, "
      "as mkdir snapshots/NAME",
      fs_snapshot_run_create},
+    {"checkpoint", 1, 1, checkpoint_keys,
+     "checkpoint NAME [only=TARGET,...] [quiesce=try|require|off] [description=TEXT] [async]   "
+     "make a checkpoint, as mkdir checkpoints/NAME",
+     fs_checkpoint_run_create},
     {"freeze", 0, 64, freeze_keys,
      "freeze [timeout=SECONDS] [MOUNTPOINT...]   freeze the guest's file systems; thaws itself "
      "after the timeout (30 s, at most 60)",

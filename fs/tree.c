@@ -8,12 +8,16 @@
  *       snapshots/ current
  *         <name>/  created state description parent memory snapshot.xml domain.xml control error
  *           disks/ full/ maps/  as below
+ *       checkpoints/ latest
+ *         <name>/  created description parent checkpoint.xml domain.xml valid control error
+ *           changed/ <target>
  *       backups/ latest
- *         <name>/  created state consistency backup.xml domain.xml nvram tpm kernel initrd
- *                  boot.xml control error job
+ *         <name>/  created state since checkpoint chain consistency backup.xml domain.xml nvram tpm
+ *                  kernel initrd boot.xml control error job
  *           disks/ <target>.raw
  *           full/  <target>.qcow2
- *           maps/  <target>.json
+ *           incremental/ <target>.qcow2
+ *           maps/  <target>.json <target>.dirty.json
  *           files/ root/ <device>/     and below them the guest's own
  *
  * A new file is one row here and one small function; vmsnapfs(5) has a line
@@ -23,6 +27,7 @@
 #include <string.h>
 
 #include "fs/backup.h"
+#include "fs/checkpoint.h"
 #include "fs/def.h"
 #include "fs/domain.h"
 #include "fs/objects.h"
@@ -46,6 +51,12 @@ static const FsDef full_row =
     DATA_ROW("<target>.qcow2", .stream = fs_backup_full_stream, .prepare = fs_backup_full_prepare,
              .xattrs = fs_backup_disk_xattrs, .flags = FS_SLOW);
 
+static const FsDef incremental_row =
+    DATA_ROW("<target>.qcow2", .stream = fs_backup_incremental_stream,
+             .prepare = fs_backup_incremental_prepare, .xattrs = fs_backup_increment_xattrs,
+             .flags = FS_SLOW);
+
+/* Two for each disk: TARGET.json and TARGET.dirty.json. */
 static const FsDef map_row =
     TEXT_ROW("<target>.json", .fetch = fs_backup_fetch_map, .flags = FS_SLOW);
 
@@ -55,6 +66,9 @@ static const FsDef guest_row = GUEST_ROW("<device>");
 static const FsDef backup_rows[] = {
     TEXT_ROW("created", .show = fs_backup_show_created),
     TEXT_ROW("state", .show = fs_backup_show_state),
+    TEXT_ROW("since", .show = fs_backup_show_since),
+    TEXT_ROW("checkpoint", .show = fs_backup_show_checkpoint),
+    TEXT_ROW("chain", .show = fs_backup_show_chain),
     TEXT_ROW("consistency", .show = fs_backup_show_consistency),
     TEXT_ROW("backup.xml", .show = fs_backup_show_backup_xml),
     TEXT_ROW("domain.xml", .show = fs_backup_show_domain_xml),
@@ -70,6 +84,8 @@ static const FsDef backup_rows[] = {
     DIR_ROW("disks", .list = fs_backup_disks_list, .child = &disk_row),
     /* Their sizes want the map, for which qemu-nbd may have to start: not for walkers. */
     DIR_ROW("full", .list = fs_backup_full_list, .child = &full_row, .flags = FS_HIDDEN),
+    DIR_ROW("incremental", .list = fs_backup_incremental_list, .child = &incremental_row,
+            .flags = FS_HIDDEN),
     DIR_ROW("maps", .list = fs_backup_maps_list, .child = &map_row, .flags = FS_HIDDEN),
     GUEST_ROW("files", .files = fs_backup_files, .child = &guest_row, .flags = FS_HIDDEN),
     END_ROW,
@@ -80,6 +96,31 @@ static const FsDef backup_row =
 
 static const FsDef backups_rows[] = {
     LINK_ROW("latest", fs_backups_latest),
+    END_ROW,
+};
+
+static const FsDef changed_row =
+    TEXT_ROW("<target>", .fetch = fs_checkpoint_fetch_changed);
+
+static const FsDef checkpoint_rows[] = {
+    TEXT_ROW("created", .show = fs_object_show_created),
+    TEXT_ROW("description", .show = fs_object_show_description),
+    TEXT_ROW("parent", .show = fs_object_show_parent),
+    TEXT_ROW("checkpoint.xml", .fetch = fs_checkpoint_fetch_xml),
+    TEXT_ROW("domain.xml", .fetch = fs_checkpoint_fetch_domain_xml),
+    TEXT_ROW("valid", .fetch = fs_checkpoint_fetch_valid, .flags = FS_SLOW),
+    DIR_ROW("changed", .list = fs_checkpoint_changed_list, .child = &changed_row),
+    CONTROL_ROW(fs_checkpoint_verbs),
+    TEXT_ROW("error", .show = fs_item_show_failures),
+    END_ROW,
+};
+
+static const FsDef checkpoint_row = DIR_ROW("<name>", .rows = checkpoint_rows,
+                                            .drop = fs_checkpoint_drop,
+                                            .xattrs = fs_object_xattrs);
+
+static const FsDef checkpoints_rows[] = {
+    LINK_ROW("latest", fs_checkpoints_latest),
     END_ROW,
 };
 
@@ -133,6 +174,8 @@ static const FsDef domain_rows[] = {
     TEXT_ROW("job", .fetch = fs_domain_fetch_job),
     DIR_ROW("snapshots", .rows = snapshots_rows, .list = fs_snapshots_list, .child = &snapshot_row,
             .make = fs_snapshots_make, .fresh = &fs_snapshots_fresh),
+    DIR_ROW("checkpoints", .rows = checkpoints_rows, .list = fs_checkpoints_list,
+            .child = &checkpoint_row, .make = fs_checkpoints_make, .fresh = &fs_checkpoints_fresh),
     DIR_ROW("backups", .rows = backups_rows, .list = fs_backups_list, .child = &backup_row,
             .make = fs_backups_make),
     END_ROW,

@@ -138,6 +138,8 @@ static Be *backend_new(const VmOptions *options, GError **error)
         .idle_end = options->idle_end,
         .appliances = options->appliances,
         .appliance_idle = options->appliance_idle,
+        .checkpoints = options->checkpoints_off ? BE_CHECKPOINTS_NONE : BE_CHECKPOINTS_AUTO,
+        .chain = options->chain,
     };
 
     if (options->quiesce) {

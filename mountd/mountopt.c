@@ -111,6 +111,15 @@ static gboolean set_links(const char *value, gpointer field, GError **error G_GN
     return *(gboolean *)field || g_str_equal(value, "inside");
 }
 
+static gboolean set_checkpoint(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
+{
+    if (!g_str_equal(value, "auto") && !g_str_equal(value, "none")) {
+        return FALSE;
+    }
+    *(gboolean *)field = g_str_equal(value, "none");
+    return TRUE;
+}
+
 static gboolean set_debug(const char *value G_GNUC_UNUSED, gpointer field, GError **error)
 {
     return set_string("all", field, error);
@@ -237,6 +246,9 @@ static const OptionRow option_rows[] = {
      "how many machines' files can be read at once"},
     {"appliance-idle", "SECONDS", set_seconds, FIELD(appliance_idle),
      "an appliance that nobody uses ends after that"},
+    {"checkpoint", "auto|none", set_checkpoint, FIELD(checkpoints_off),
+     "whether a backup leaves a checkpoint for the next to start from"},
+    {"chain", "NAME", set_string, FIELD(chain), "which backups these continue (default)"},
     {"scratch", "DIR", set_directory, FIELD(scratch_dir), "where running backups keep old data"},
     {"scratch-reserve", "BYTES", set_bytes, FIELD(scratch_reserve),
      "room that must stay free there (K, M, G, T)"},

@@ -330,6 +330,7 @@ void vm_options_free(VmOptions *options)
     g_free(options->log);
     g_free(options->pid_file);
     g_free(options->quiesce);
+    g_free(options->chain);
     g_free(options->domains);
     g_free(options->scratch_dir);
     g_free(options->files);

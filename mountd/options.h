@@ -53,6 +53,8 @@ typedef struct {
     guint32 idle_end;          /* seconds; 0: never */
     gboolean recover_end;
     gboolean offline_paused;
+    gboolean checkpoints_off;
+    char *chain;               /* NULL: the default */
     char *quiesce;             /* "try", "require", "off"; NULL: the default */
     char *domains;             /* glob, or NULL: all */
     char *scratch_dir;

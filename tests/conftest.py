@@ -161,11 +161,17 @@ MakeMount = Callable[..., Mount]
 
 @pytest.fixture
 def mount(leftovers: None) -> Iterator[MakeMount]:
-    """mount(uri="qemu:///system", *options, env={}): a Mount; ended after the test."""
+    """mount(uri="qemu:///system", *options, env={}): a Mount; ended after the test.
+
+    Without a word about it, backups leave no checkpoints: the guests of the session
+    are to be left as they were.
+    """
     mounts: list[Mount] = []
 
     def make(uri: str = "qemu:///system", *options: str,
              env: dict[str, str] | None = None) -> Mount:
+        if not any(option.startswith("checkpoint=") for option in options):
+            options = (*options, "checkpoint=none")
         made = Mount(uri, *options, env=env)
         mounts.append(made)
         made.wait_mounted()

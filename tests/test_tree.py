@@ -62,6 +62,8 @@ def full() -> Iterator[Mount]:
         guest.domain.snapshotCreateXML(
             f"<domainsnapshot><name>{NAMES['name']}</name>"
             f"<memory snapshot='external' file='{guest.dir}/memory'/></domainsnapshot>", 0)
+        guest.domain.checkpointCreateXML(
+            f"<domaincheckpoint><name>{NAMES['name']}</name></domaincheckpoint>", 0)
         guest.destroy()
         fsutil.add_firmware(guest)
     mount = Mount("qemu:///system")
@@ -256,8 +258,8 @@ def test_control_cannot_be_changed_either(full: Mount, row: Row) -> None:
 @each([row for row in ROWS if row.path != "/"])
 def test_removal_is_eperm(full: Mount, row: Row) -> None:
     path = row.at(full.path, **NAMES)
-    if row.path == "domains/<vm>/backups/<name>":
-        return                          # test_guard.py
+    if row.path in ("domains/<vm>/backups/<name>", "domains/<vm>/checkpoints/<name>"):
+        return                          # test_guard.py, test_checkpoints.py
     with raises_errno(errno.EPERM):
         path.rmdir() if row.kind in ("dir", "guest") else path.unlink()
     assert path.lstat()
