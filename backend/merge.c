@@ -214,6 +214,36 @@ static gboolean rename_in_snapshots(DeletePlan *plan, const BeTree *tree, const 
     return TRUE;
 }
 
+/*
+ * A machine that was turned off while QEMU finished a merge: its definition may still
+ * say that the image is in the chain, and a start would be refused.
+ */
+static gboolean rename_in_definition(DeletePlan *plan, const BeTree *tree, const DeleteDisk *disk,
+                                     GError **error)
+{
+    g_autoptr(GPtrArray) renames = g_ptr_array_new_with_free_func(be_xml_image_free);
+    g_autoptr(BeVirConnect) conn = NULL;
+    g_autofree char *xml = NULL;
+    virDomainPtr defined;
+
+    if (!strstr(tree->inactive, disk->from)) {
+        return TRUE;
+    }
+    conn = be_conn_get(plan->be->action_conn, error);
+    add_renames(tree, tree->inactive_domain, be_tree_image(tree, disk->from), disk, renames);
+    xml = conn ? be_xml_edit_rename(tree->inactive, "domain", renames, error) : NULL;
+    if (!xml) {
+        return FALSE;
+    }
+    defined = virDomainDefineXMLFlags(conn, xml, 0);
+    if (!defined) {
+        be_error_from_libvirt(error, "libvirt does not take the domain's XML");
+        return FALSE;
+    }
+    be_auto_domain(defined);
+    return TRUE;
+}
+
 gboolean delete_switch(DeletePlan *plan, const DeleteDisk *disk, GError **error)
 {
     g_autoptr(BeTree) tree = be_tree_read(plan->domain, error);
@@ -227,7 +257,8 @@ gboolean delete_switch(DeletePlan *plan, const DeleteDisk *disk, GError **error)
         return FALSE;
     }
     be_crash_point("delete", "switch", "before");
-    if (!move_children(tree, disk, error) || !rename_in_snapshots(plan, tree, disk, error)) {
+    if (!move_children(tree, disk, error) || !rename_in_snapshots(plan, tree, disk, error)
+        || !rename_in_definition(plan, tree, disk, error)) {
         return FALSE;
     }
     be_crash_point("delete", "switch", "after");
