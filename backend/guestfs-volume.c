@@ -198,13 +198,18 @@ static void add_volume(Helper *helper, const char *device, const char *type)
     }
 }
 
-/* What is locked is no file system to libguestfs, but it is one to the user. */
-static void add_locked(Helper *helper, char **devices)
+/*
+ * What is locked is no file system to libguestfs, but it is one to the user.
+ * @all: whatever has a type: libguestfs's own list fails as a whole where a single
+ * broken btrfs is, whose subvolumes it cannot look for.
+ */
+static void add_devices(Helper *helper, char **devices, gboolean all)
 {
     for (guint i = 0; devices && devices[i]; i++) {
         g_autofree char *type = guestfs_vfs_type(helper->guestfs, devices[i]);
 
-        if (type && (strcmp(type, "crypto_LUKS") == 0 || strcmp(type, "BitLocker") == 0)) {
+        if (type && *type
+            && (all || strcmp(type, "crypto_LUKS") == 0 || strcmp(type, "BitLocker") == 0)) {
             add_volume(helper, devices[i], type);
         }
     }
@@ -218,18 +223,18 @@ static gboolean find_volumes(Helper *helper)
     g_auto(GStrv) partitions = guestfs_list_partitions(helper->guestfs);
     g_auto(GStrv) logical = guestfs_lvs(helper->guestfs);
 
-    if (!found) {
+    if (!found && !guestfs_is_ready(helper->guestfs)) {
         return FALSE;
     }
     volume_add(helper, g_strdup(ROOT_NAME), NULL, "");
-    for (guint i = 0; found[i] && found[i + 1]; i += 2) {
+    for (guint i = 0; found && found[i] && found[i + 1]; i += 2) {
         if (!g_str_has_prefix(found[i], "btrfsvol:")) {
             add_volume(helper, found[i], found[i + 1]);
         }
     }
-    add_locked(helper, disks);
-    add_locked(helper, partitions);
-    add_locked(helper, logical);
+    add_devices(helper, disks, !found);
+    add_devices(helper, partitions, !found);
+    add_devices(helper, logical, !found);
     return TRUE;
 }
 
