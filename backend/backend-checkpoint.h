@@ -74,3 +74,28 @@ typedef enum {
  */
 BeJob *be_checkpoint_delete(Be *be, BeCheckpoint *checkpoint, BeCheckpointRemoval how,
                             BeDone done, gpointer user);
+
+/**
+ * BePrune: which checkpoints of a domain stay; see be_retention_plan(), whose days are
+ * those of the host's time zone.
+ */
+typedef struct {
+    guint last;
+    guint daily;
+    guint weekly;
+    guint monthly;
+    const char *chain;         /* only of this chain; NULL: of all */
+    gboolean dry_run;          /* only tell */
+} BePrune;
+
+/**
+ * be_domain_prune: removes checkpoints that backups of ours have left and that no rule
+ * keeps, oldest first; never the base of a chain, one that a backup uses, or (but for
+ * root) somebody else's.
+ * @done: gets a line for each: "keep NAME (chain C): WHY", "remove NAME (chain C)"
+ *
+ * EINVAL (no rule), EBUSY at once when a job is in the way, EROFS, ENOENT...  What was
+ * removed before a failure stays removed.
+ */
+BeJob *be_domain_prune(Be *be, const char *uuid, const BePrune *prune, const BeCaller *caller,
+                       BeTextDone done, gpointer user);

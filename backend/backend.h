@@ -87,6 +87,7 @@ typedef struct {
     gboolean read_only;        /* open libvirt read-only, refuse actions */
     guint64 scratch_reserve;   /* bytes that must stay free on scratch_dir */
     BeQuiesce quiesce;         /* of backups that do not say */
+    guint keep_checkpoints;    /* of ours, for each chain; 0: all */
     BeOfflineWay offline;      /* of backups that do not say */
     BeCheckpoints checkpoints; /* of backups that do not say */
     const char *chain;         /* of backups that do not say; NULL: "default" */

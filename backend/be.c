@@ -167,6 +167,7 @@ static void set_config(Be *be, const BeConfig *config)
     be->domains_glob = g_strdup(config->domains_glob);
     be->read_only = config->read_only;
     be->scratch_reserve = config->scratch_reserve;
+    be->keep_checkpoints = config->keep_checkpoints;
     be->quiesce = config->quiesce == BE_QUIESCE_DEFAULT ? BE_QUIESCE_TRY : config->quiesce;
     be->offline = config->offline == BE_OFFLINE_DEFAULT ? BE_OFFLINE_IMAGE : config->offline;
     be->checkpoints = config->checkpoints;

@@ -11,6 +11,7 @@
 #include "backend/checkpoint.h"
 #include "backend/disk.h"
 #include "backend/error.h"
+#include "backend/prune.h"
 #include "backend/trust.h"
 
 /* A name that is taken by one of ours is tried with ".2" to this. */
@@ -559,6 +560,9 @@ static gboolean keep(Backup *backup, virDomainPtr domain, GError **error)
     }
     if (backup->replaces && domain) {
         remove_replaced(backup, domain);
+    }
+    if (domain) {
+        be_prune_chain(backup->be, domain, backup->pub.domain_uuid, backup->pub.chain);
     }
     return TRUE;
 }

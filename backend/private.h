@@ -47,6 +47,7 @@ struct Be {
     gboolean read_only;
     guint64 scratch_reserve;
     BeQuiesce quiesce;
+    guint keep_checkpoints;    /* of each chain; 0: all */
     BeOfflineWay offline;
     BeCheckpoints checkpoints;
     char *chain;

@@ -15,6 +15,7 @@
 #include "fs/machine.h"
 #include "fs/name.h"
 #include "fs/private.h"
+#include "fs/prune.h"
 #include "fs/snapshot.h"
 
 static FsItem *domain_item(BeDomain *domain)
@@ -186,6 +187,10 @@ const FsVerb fs_domain_verbs[] = {
      "[quiesce=try|require|off] [only=TARGET,...] [description=TEXT] [async]   make a snapshot, "
      "as mkdir snapshots/NAME",
      fs_snapshot_run_create},
+    {"prune", 0, 1, fs_prune_keys,
+     "prune [keep-last=N] [keep-daily=N] [keep-weekly=N] [keep-monthly=N] [chain=NAME] [dry-run]   "
+     "remove checkpoints that backups have left",
+     fs_prune_run},
     {"checkpoint", 1, 1, checkpoint_keys,
      "checkpoint NAME [only=TARGET,...] [quiesce=try|require|off] [description=TEXT] [async]   "
      "make a checkpoint, as mkdir checkpoints/NAME",

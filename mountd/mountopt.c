@@ -136,6 +136,11 @@ static gboolean set_number(const char *value, guint base, guint64 max, guint32 *
     return TRUE;
 }
 
+static gboolean set_keep(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
+{
+    return set_number(value, 10, 100000, field);
+}
+
 static gboolean set_umask(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
 {
     return set_number(value, 8, 0777, field);
@@ -258,6 +263,8 @@ static const OptionRow option_rows[] = {
      "an action that takes longer answers ETIMEDOUT"},
     {"idle-end", "SECONDS", set_idle, FIELD(idle_end),
      "end a backup that nobody has read for so long (0: never, the default)"},
+    {"keep-checkpoints", "N", set_keep, FIELD(keep_checkpoints),
+     "how many checkpoints of ours stay for each chain (0: all; default 8)"},
     {"recover", "adopt|end", set_recover, FIELD(recover_end),
      "what to do with a backup that a killed vmsnapfs left running"},
     {"debug", NULL, set_debug, FIELD(debug), "log everything, the same as -d"},

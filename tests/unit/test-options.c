@@ -147,7 +147,7 @@ static void test_every_value(void)
     g_autoptr(VmOptions) options = parse_good(
         "-o|ro,allow_other,uid=root,gid=root,data-gid=64055,domains=web*,mkdir=off,scratch=/s,"
         "scratch-reserve=2G,state-dir=/a//b/,run-dir=/r,action-timeout=90,"
-        "idle-end=3600,recover=end,offline=paused|qemu:///system|/");
+        "idle-end=3600,keep-checkpoints=0,recover=end,offline=paused|qemu:///system|/");
 
     g_assert_true(options->read_only);
     g_assert_true(options->allow_other);
@@ -162,6 +162,7 @@ static void test_every_value(void)
     g_assert_cmpstr(options->run_dir, ==, "/r");
     g_assert_cmpuint(options->action_timeout, ==, 90);
     g_assert_cmpuint(options->idle_end, ==, 3600);
+    g_assert_cmpuint(options->keep_checkpoints, ==, 0);
     g_assert_true(options->recover_end);
     g_assert_true(options->offline_paused);
 }
@@ -222,6 +223,7 @@ static void test_wrong_words(void)
         {"scratch-reserve=99999999999999999999", "not of the form BYTES"},
         {"action-timeout=1.5", "not of the form SECONDS"},
         {"action-timeout=999999", "not of the form SECONDS"},
+        {"keep-checkpoints=-1", "not of the form N"},
         {"idle-end=604801", "not of the form SECONDS"},
         {"recover=yes", "not of the form adopt|end"},
         {"offline=yes", "not of the form image|paused"},
