@@ -391,7 +391,7 @@ def test_backup_control(mnt: Mount, off_vm: Guest) -> None:
     backup = one / "backups/a"
     with raises_errno(errno.EINVAL):
         fsutil.command(backup, "end now")
-    assert "allowed: force" in fsutil.last_failure(backup).text
+    assert "allowed: keep, drop, force" in fsutil.last_failure(backup).text
     assert fsutil.last_failure(one) == fsutil.last_failure(backup)
     with raises_errno(errno.EINVAL):
         fsutil.command(backup, "suspend")
