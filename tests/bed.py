@@ -304,6 +304,12 @@ class Guest:
             self.destroy()
         self.start()
 
+    def rest(self) -> None:
+        """Until ensure() it needs no processor."""
+        with contextlib.suppress(libvirt.libvirtError):
+            if self.is_running() and not self.has_job():
+                self.domain.suspend()
+
     def suspend(self) -> None:
         self.domain.suspend()
 
