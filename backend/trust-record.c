@@ -363,7 +363,7 @@ gboolean be_trust_begun(Be *be, BeTrustRecord *record, virDomainPtr domain, GErr
 
 gboolean be_trust_taken(Be *be, const char *uuid, const char *name, GError **error)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&be->trust_lock);
+    g_autoptr(GMutexLocker) locker G_GNUC_UNUSED = g_mutex_locker_new(&be->trust_lock);
     g_autoptr(BeTrustRecord) record = be_trust_find(be, uuid, name);
 
     if (!record) {
@@ -376,7 +376,7 @@ gboolean be_trust_taken(Be *be, const char *uuid, const char *name, GError **err
 
 gboolean be_trust_break_one(Be *be, BeTrustRecord *record, const char *reason, GError **error)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&be->trust_lock);
+    g_autoptr(GMutexLocker) locker G_GNUC_UNUSED = g_mutex_locker_new(&be->trust_lock);
     g_autoptr(BeTrustRecord) newest = be_trust_find(be, record->domain_uuid, record->name);
 
     if (!record->broken) {

@@ -538,8 +538,8 @@ static void test_snapshot_bad(void)
         "<domainsnapshot/>",
         "<domainsnapshot><name>a</name><disks><disk/></disks></domainsnapshot>",
         "<domainsnapshot><name>a</name><disks><disk name='../a'/></disks></domainsnapshot>",
-        "<domainsnapshot><name>a</name><disks><disk name='a'/><disk name='a'/></disks>"
-        "</domainsnapshot>",
+        ("<domainsnapshot><name>a</name><disks><disk name='a'/><disk name='a'/></disks>"
+         "</domainsnapshot>"),
         "<domainsnapshot><name>a</name><domain><devices/></domain></domainsnapshot>",
     };
 
