@@ -491,7 +491,8 @@ BeObjectList *be_objects(Be *be, BeObjectKind kind, const char *uuid)
 gboolean be_objects_are_fresh(Be *be, BeObjectKind kind, const char *uuid)
 {
     Entry *entry = entry_get(be, kind, uuid);
-    gboolean fresh = be_fresh_is_fresh(entry->fresh);
+    /* A host that is known to hang is not waited for once more in each directory. */
+    gboolean fresh = be_fresh_is_fresh(entry->fresh) || be_is_stale(be);
 
     be_fresh_unref(entry->fresh);
     return fresh;
@@ -500,7 +501,7 @@ gboolean be_objects_are_fresh(Be *be, BeObjectKind kind, const char *uuid)
 gboolean be_objects_are_stale(Be *be, BeObjectKind kind, const char *uuid)
 {
     Entry *entry = entry_get(be, kind, uuid);
-    gboolean stale = be_fresh_is_stale(entry->fresh);
+    gboolean stale = be_fresh_is_stale(entry->fresh) || be_is_stale(be);
 
     be_fresh_unref(entry->fresh);
     return stale;
