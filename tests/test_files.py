@@ -457,9 +457,19 @@ def now(disks: Disks) -> Iterator[Path]:
         assert (backup / "files/root/etc/hostname").read_text() == "inside\n"
         assert starts(mount) == before + 1
         yield backup
-        backup.rmdir()                          # the appliance does not keep it from ending
+        # The appliance does not keep it from ending; the kernel tells of the last close late.
+        wait_for(lambda: ended(backup), 20, "the backup has ended")
     finally:
         mount.finish()
+
+
+def ended(backup: Path) -> bool:
+    try:
+        backup.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+    return not backup.exists()
 
 
 def starts(mount: Mount) -> int:
