@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * backend-machine.h - the part of backend.h about what is done with a machine as a
- * whole: block jobs on its disks.
+ * whole: block jobs on its disks, its memory saved and restored.
  *
  * To be had by including backend.h, whose rules on threads and errors hold here.
  */
@@ -42,3 +42,33 @@ typedef struct {
  */
 BeJob *be_domain_block(Be *be, const char *uuid, const BeBlockRequest *request, BeDone done,
                        gpointer user);
+
+/**
+ * be_domain_save: saves the memory of an active machine, which is off then.
+ * @to: absolute path of a file that does not exist; NULL: libvirt's own place, from
+ *   which the next start takes it (managed save)
+ *
+ * Cancelled, it is given up, and the guest runs on; where the memory was complete
+ * by then the job succeeds, and the machine is off.
+ * EINVAL (not active, a bad path), EEXIST, EBUSY (a job or backup, our freeze, held),
+ * EOPNOTSUPP, ENOSPC, ECANCELED.  (libvirt: virDomainSaveFlags, virDomainManagedSave)
+ */
+BeJob *be_domain_save(Be *be, const char *uuid, const char *to, BeDone done, gpointer user);
+
+/**
+ * be_domain_restore: starts a machine that is off from a file that be_domain_save()
+ * or `virsh save` has made, and thaws it in case it was saved frozen.
+ * @force: also where a disk has been written to since
+ *
+ * EINVAL (active, a bad path, another machine's memory), ENOENT, EBUSY (as above, or a
+ * managed save image), EUCLEAN (the disks are not as they were then).
+ * (libvirt: virDomainRestoreFlags)
+ */
+BeJob *be_domain_restore(Be *be, const char *uuid, const char *from, gboolean force, BeDone done,
+                         gpointer user);
+
+/**
+ * be_domain_start: starts a machine that is off; thaws it if it came from a managed
+ * save image.  EINVAL (active), EBUSY.  (libvirt: virDomainCreate)
+ */
+BeJob *be_domain_start(Be *be, const char *uuid, BeDone done, gpointer user);

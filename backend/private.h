@@ -234,6 +234,14 @@ void be_reverts_recover(Be *be);
  */
 void be_deletes_recover(Be *be);
 
+/* ---- memory.c ----------------------------------------------------------------- */
+
+/**
+ * be_domain_may_change_state: FALSE with EBUSY where the machine is held paused by us,
+ * or its guest is frozen by a command of ours.
+ */
+gboolean be_domain_may_change_state(Be *be, const char *uuid, GError **error);
+
 /* ---- host.c ------------------------------------------------------------------ */
 
 /**

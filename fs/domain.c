@@ -202,6 +202,16 @@ const FsVerb fs_domain_verbs[] = {
     {"thaw", 0, 0, NULL, "thaw   thaw them", run_thaw},
     {"suspend", 0, 0, NULL, "suspend   stop the virtual CPUs", run_suspend},
     {"resume", 0, 0, NULL, "resume   let them go on", run_resume},
+    {"save", 0, 0, fs_save_keys,
+     "save [to=PATH] [async]   save its memory, to a new file or where the next start takes it "
+     "from, and turn it off",
+     fs_machine_run_save},
+    {"restore", 0, 1, fs_restore_keys,
+     "restore from=PATH [force] [async]   go on from a memory that was saved; force: also if its "
+     "disks were written to since",
+     fs_machine_run_restore},
+    {"start", 0, 0, NULL, "start [async]   start it, from its managed save image if it has one",
+     fs_machine_run_start},
     {"copy", 1, 1, fs_copy_keys,
      "copy DISK to=PATH [format=qcow2|raw] [async]   copy a disk of the running machine to a new "
      "image, and go on on that",
