@@ -104,7 +104,7 @@ static gboolean answer_errno(FsAction *action, int errnum, const char *text)
 /* The job is over: on a backend worker, or at once where nothing was started. */
 static void action_over(FsAction *action, const GError *error)
 {
-    gboolean interrupted;
+    gboolean interrupted, in_time;
 
     g_mutex_lock(&action->lock);
     action->over = TRUE;
@@ -126,7 +126,8 @@ static void action_over(FsAction *action, const GError *error)
         fs_failures_add(action->fs->failures, action->item, &action->caller, action->operation,
                         fs_error_errno(error), error->message);
     }
-    if (!action_answer(action, error) && !error && action->late_errno) {
+    in_time = action_answer(action, error);
+    if (!error && action->late_errno && (!in_time || interrupted)) {
         fs_failures_add(action->fs->failures, action->item, &action->caller, action->operation, 0,
                         "finished after its caller had stopped waiting");
     }
