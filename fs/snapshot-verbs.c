@@ -46,6 +46,7 @@ static BeJob *run_revert(const FsAct *act, const FsCommand *command, GError **er
     if (options.keep && !fs_name_check_new(options.keep, error)) {
         return NULL;
     }
+    *act->ret_slow = TRUE;
     return be_snapshot_revert(act->be, object->domain_uuid, object->name, &options, act->done,
                               act->user);
 }
@@ -83,6 +84,7 @@ static BeJob *run_delete(const FsAct *act, const FsCommand *command, GError **er
     if (!may_go(act, error)) {
         return NULL;
     }
+    *act->ret_slow = TRUE;
     return be_snapshot_delete(act->be, object->domain_uuid, object->name, how, act->done,
                               act->user);
 }
@@ -94,6 +96,7 @@ static BeJob *run_commit(const FsAct *act, const FsCommand *command G_GNUC_UNUSE
     if (!may_go(act, error)) {
         return NULL;
     }
+    *act->ret_slow = TRUE;
     return be_snapshot_commit(act->be, object->domain_uuid, object->name, act->done, act->user);
 }
 

@@ -93,6 +93,11 @@ BeJob *fs_snapshot_run_create(const FsAct *act, const FsCommand *command, GError
     if (!fs_name_check_new(name, error) || !parse_options(command, &options, error)) {
         return NULL;
     }
+    /* The guest's memory, or internal disks, which take it in: minutes. */
+    if (options.memory == BE_PART_INTERNAL || options.memory == BE_PART_EXTERNAL
+        || options.disk == BE_PART_INTERNAL) {
+        *act->ret_slow = TRUE;
+    }
     return create(act, name, &options);
 }
 

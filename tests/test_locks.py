@@ -198,6 +198,26 @@ def test_action_that_gets_no_answer_is_etimedout(
     (vm / "backups/x").rmdir()
 
 
+def test_long_verbs_have_no_deadline(
+        off_guest: MakeGuest, mount: MakeMount, hung: HungLibvirtd) -> None:
+    domains = mount("qemu:///system", "action-timeout=1").domains
+    one, two, other = (domains / off_guest().name for _ in range(3))
+    wait_for(other.exists, 5, "shown")
+    (one / "snapshots/s").mkdir()
+    hung.hang()
+    callers = [fsutil.write(one / "snapshots/s/control", "delete"),
+               fsutil.write(two / "control", "snapshot s memory=external")]
+    for caller in callers:
+        caller.wait_blocked()
+    assert fsutil.mkdir(other / "backups/x").errno(5) == errno.ETIMEDOUT
+    # Both began before the one whose deadline has passed.
+    assert not any(caller.is_over() for caller in callers)
+    hung.go_on()
+    assert callers[0].errno() == 0 and not (one / "snapshots/s").exists()
+    assert callers[1].errno() == errno.EINVAL
+    wait_for(lambda: fsutil.last_failure(other).errno == "ECANCELED", 10, "what came of it")
+
+
 ### Ending
 
 def test_rmdir_that_waits_for_a_reader_keeps_nobody_waiting(
