@@ -620,4 +620,5 @@ def test_a_killed_daemon_leaves_no_server(off_guest: MakeGuest, mount: MakeMount
     wait_for(lambda: all(fsutil.process_state(pid) in "ZX" for pid in pids), 10, "they died")
     sh(["umount", "-l", str(dead.path)], check=False)
     mount()
-    assert not [p for p in Path("/run/vmsnapfs").iterdir() if p.is_dir()]
+    wait_for(lambda: not [p for p in Path("/run/vmsnapfs").iterdir() if p.is_dir()], 5,
+             "its directory is gone")
