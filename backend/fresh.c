@@ -214,6 +214,16 @@ static gboolean hangs_locked(const BeFresh *fresh)
     return fresh->reading_us && g_get_monotonic_time() - fresh->reading_us > WAIT_US;
 }
 
+gboolean be_fresh_hangs(BeFresh *fresh)
+{
+    gboolean hangs;
+
+    g_mutex_lock(&fresh->lock);
+    hangs = hangs_locked(fresh);
+    g_mutex_unlock(&fresh->lock);
+    return hangs;
+}
+
 gboolean be_fresh_is_fresh(BeFresh *fresh)
 {
     gboolean is_fresh;

@@ -39,6 +39,11 @@ void be_fresh_unref(BeFresh *fresh);
 gboolean be_fresh_is_fresh(BeFresh *fresh);
 
 /**
+ * be_fresh_hangs: whether a reading has been under way for over 1 s.
+ */
+gboolean be_fresh_hangs(BeFresh *fresh);
+
+/**
  * be_fresh_is_stale: whether it may be old for as long as the host does not
  * answer: a reading hangs, or there was none.
  */

@@ -41,6 +41,7 @@ struct BeObjects {
     GMutex lock;
     GHashTable *entries;       /* "KIND UUID" -> Entry; guarded by lock */
     gboolean stopped;          /* guarded by lock */
+    BeFresh *asked;            /* a reference: the list waited for last, or NULL; guarded by lock */
 };
 
 /* ---- Objects and lists ----------------------------------------------------------- */
@@ -488,11 +489,24 @@ BeObjectList *be_objects(Be *be, BeObjectKind kind, const char *uuid)
     return list;
 }
 
+/*
+ * A host that is known to hang is not waited for once more in each directory: a walk
+ * over a thousand machines would take half an hour.
+ */
+static gboolean host_hangs(Be *be)
+{
+    gboolean hangs;
+
+    g_mutex_lock(&be->objects->lock);
+    hangs = be->objects->asked && be_fresh_hangs(be->objects->asked);
+    g_mutex_unlock(&be->objects->lock);
+    return hangs || be_is_stale(be);
+}
+
 gboolean be_objects_are_fresh(Be *be, BeObjectKind kind, const char *uuid)
 {
     Entry *entry = entry_get(be, kind, uuid);
-    /* A host that is known to hang is not waited for once more in each directory. */
-    gboolean fresh = be_fresh_is_fresh(entry->fresh) || be_is_stale(be);
+    gboolean fresh = be_fresh_is_fresh(entry->fresh) || host_hangs(be);
 
     be_fresh_unref(entry->fresh);
     return fresh;
@@ -501,7 +515,7 @@ gboolean be_objects_are_fresh(Be *be, BeObjectKind kind, const char *uuid)
 gboolean be_objects_are_stale(Be *be, BeObjectKind kind, const char *uuid)
 {
     Entry *entry = entry_get(be, kind, uuid);
-    gboolean stale = be_fresh_is_stale(entry->fresh) || be_is_stale(be);
+    gboolean stale = be_fresh_is_stale(entry->fresh) || host_hangs(be);
 
     be_fresh_unref(entry->fresh);
     return stale;
@@ -511,9 +525,14 @@ void be_objects_refresh(Be *be, BeObjectKind kind, const char *uuid, BeRefreshDo
                         gpointer user)
 {
     Entry *entry = entry_get(be, kind, uuid);
+    BeFresh *before;
 
     be_fresh_wait(entry->fresh, done, user);
-    be_fresh_unref(entry->fresh);
+    g_mutex_lock(&be->objects->lock);
+    before = be->objects->asked;
+    be->objects->asked = entry->fresh;
+    g_mutex_unlock(&be->objects->lock);
+    be_fresh_unref(before);
 }
 
 gboolean be_objects_read(Be *be, BeObjectKind kind, const char *uuid, GError **error)
@@ -561,6 +580,7 @@ void be_objects_free(BeObjects *objects)
 {
     if (objects) {
         g_hash_table_unref(objects->entries);
+        be_fresh_unref(objects->asked);
         g_mutex_clear(&objects->lock);
         g_free(objects);
     }
