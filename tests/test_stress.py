@@ -181,3 +181,25 @@ def test_readers_and_walkers_for_long(guest: Guest, mnt: Mount) -> None:
     early, late = seen[3:7], seen[8:]
     for key, slack in (("KiB", 16 * 1024), ("threads", 4), ("descriptors", READERS + 8)):
         assert max(s[key] for s in late) <= max(s[key] for s in early) + slack, (key, seen)
+
+
+### The agent
+
+def test_agent_dies_around_the_freeze(make_guest, mnt: Mount) -> None:
+    """It is gone at some moment of a mkdir, and back with the next boot."""
+    guest = make_guest()
+    dice = random.Random()
+    for _ in range(100 if LONG else 3):
+        guest.run(f"(sleep 0.0{dice.randrange(10)}; kill -9 $(pidof qemu-ga)) >/dev/null 2>&1 "
+                  "</dev/null &")
+        now = collection(mnt, guest) / "now"
+        begin = time.monotonic()
+        with contextlib.suppress(OSError):
+            now.mkdir()
+        assert time.monotonic() - begin < 20
+        if now.exists():
+            now.rmdir()
+        guest.domain.reset()
+        guest.wait_agent()
+        assert is_thawed(guest)
+        wait_for(lambda: not job_files(), 40, "nothing left")
