@@ -132,15 +132,19 @@ static gboolean run_native(gpointer work, GError **error)
 static gboolean run_native_keep(gpointer work, GError **error)
 {
     RevertPlan *plan = work;
-    g_autofree char *name = NULL;
+    g_autoptr(BeXmlSnapshot) wanted = NULL;
     g_autofree char *xml = NULL;
     virDomainSnapshotPtr snapshot;
 
     if (!plan->keep) {
         return TRUE;
     }
-    name = g_markup_escape_text(plan->keep, -1);
-    xml = g_strdup_printf("<domainsnapshot><name>%s</name></domainsnapshot>", name);
+    wanted = be_xml_snapshot_new(plan->keep, NULL);
+    wanted->memory = plan->was_active ? BE_PART_INTERNAL : BE_PART_NONE;
+    xml = be_xml_snapshot_build(wanted, error);
+    if (!xml) {
+        return FALSE;
+    }
     snapshot = virDomainSnapshotCreateXML(plan->domain, xml, 0);
     if (!snapshot) {
         be_error_from_libvirt(error, "what would be left cannot be kept");

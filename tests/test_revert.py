@@ -232,6 +232,15 @@ def test_keep_internal(bare: Bare, mnt: Mount) -> None:
     assert bare.state == RUNNING
 
 
+def test_keep_internal_off(bare: Bare, mnt: Mount) -> None:
+    bare.snapshot("s", internal=True)
+    bare.write(3, 7)
+    revert(mnt, bare, "s", "keep=left")
+    assert bare.blocks() == blocks()
+    revert(mnt, bare, "left")
+    assert bare.blocks() == blocks(b3=7)
+
+
 ### Refusals: nothing is touched
 
 def refused(mnt: Mount, guest: Guest, name: str, number: int, sentence: str, *words: str) -> None:
