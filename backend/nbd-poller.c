@@ -7,9 +7,10 @@
  * only move a transfer from "flying" to "landed"; done() is called afterwards,
  * when libnbd has been left, so it may submit the next transfer.
  *
- * A transfer that was under way on a connection that got lost is sent once more.
- * When no connection is left, new ones are tried; if none can be had everything
- * fails, until a transfer comes a second later.  No other connection is made here:
+ * A transfer that was under way on a connection that got lost is sent once more, on
+ * the connections that are left and then on new ones: those of a server that died
+ * are found dead one by one.  When no connection is left, new ones are tried; if none
+ * can be had everything fails, until a transfer comes a second later.  No other connection is made here:
  * QEMU 7.2 can hang when its server is stopped while somebody connects.
  */
 #include "backend/nbd-priv.h"
@@ -35,10 +36,12 @@ static void transfer_end(BeTransfer *transfer, int errnum)
 
 static void transfer_lost(NbdSource *source, BeTransfer *transfer)
 {
-    transfer->attempts++;
-    if (transfer->attempts > 1 || is_cancelled(source)) {
+    gboolean again = transfer->lost_in == 0 || transfer->lost_in == source->generation;
+
+    if (!again || is_cancelled(source)) {
         transfer_end(transfer, EIO);
     } else {
+        transfer->lost_in = source->generation;
         g_queue_push_head_link(&source->waiting, &transfer->link);
     }
 }
@@ -229,6 +232,7 @@ static void revive(NbdSource *source)
 
     if (now_us >= source->retry_us) {
         source->retry_us = now_us + NBD_RETRY_US;
+        source->generation++;
         if (be_nbd_prepare(source, &error)) {
             while (started < source->conns_max && conn_start(source, &source->conns[started])) {
                 started++;

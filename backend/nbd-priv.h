@@ -90,6 +90,7 @@ typedef struct {
     char *socket;
     NbdConn conns[NBD_CONNECTIONS];
     guint conns_max;
+    guint generation;          /* of the connections: how often all were made anew */
     GQueue waiting;            /* of BeTransfer, for a connection */
     gint64 retry_us;           /* no reconnection before */
 } NbdSource;

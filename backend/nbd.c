@@ -185,7 +185,7 @@ static void source_pread(gpointer data, BeTransfer *transfer)
     gboolean sleeping;
 
     transfer->link = (GList){.data = transfer};
-    transfer->attempts = 0;
+    transfer->lost_in = 0;
     g_mutex_lock(&source->lock);
     g_queue_push_tail_link(&source->submitted, &transfer->link);
     sleeping = source->sleeping;
@@ -319,6 +319,7 @@ gpointer be_nbd_source_new(const BeNbdExport *nbd, const BeSourceOps **ret_ops)
     source->export_name = g_strdup(nbd->name);
     source->socket = g_strdup(nbd->socket);
     source->size = nbd->size;
+    source->generation = 1;
     source->larger = nbd->larger;
     source->dirty_context =
         nbd->dirty_bitmap ? g_strconcat("qemu:dirty-bitmap:", nbd->dirty_bitmap, NULL) : NULL;

@@ -31,7 +31,7 @@ struct BeTransfer {
     GList link;
     gpointer owner;
     gint64 cookie;
-    guint attempts;
+    guint lost_in;             /* generation of the connections it was lost on; 0: none */
 };
 
 /**

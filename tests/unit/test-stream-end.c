@@ -380,10 +380,13 @@ static void test_server_on_demand(void)
     demand.refuse = FALSE;
     assert_read(reader, call, 0, 128 * KIB);
     g_assert_cmpint(g_atomic_int_get(&demand.prepared), ==, 2);
-    server_stop(demand.pid);
-    /* It is started once more. */
-    assert_read(reader, call, 60 * MIB, 128 * KIB);
-    g_assert_cmpint(g_atomic_int_get(&demand.prepared), ==, 3);
+    /* It is started once more; the connections of the dead one are found dead one by
+     * one, and the read goes over several of them. */
+    for (int round = 1; round <= 5; round++) {
+        server_stop(demand.pid);
+        assert_read(reader, call, (guint64)round * 10 * MIB, 128 * KIB);
+        g_assert_cmpint(g_atomic_int_get(&demand.prepared), ==, 2 + round);
+    }
     be_reader_free(reader);
     stream_end(stream);
     g_assert_cmpint(g_atomic_int_get(&demand.destroyed), ==, 1);
