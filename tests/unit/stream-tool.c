@@ -119,16 +119,32 @@ void read_done(const struct iovec *iov, int count, int errnum, gpointer user)
     g_mutex_unlock(&call->lock);
 }
 
-static void seek_done(gint64 offset, int errnum, gpointer user)
+static void call_end(Call *call, int errnum, gint64 result)
 {
-    Call *call = user;
-
     g_mutex_lock(&call->lock);
     call->errnum = errnum;
-    call->result = offset;
+    call->result = result;
     call->ended++;
     g_cond_signal(&call->changed);
     g_mutex_unlock(&call->lock);
+}
+
+static void seek_done(gint64 offset, int errnum, gpointer user)
+{
+    call_end(user, errnum, offset);
+}
+
+void call_done(const GError *error, gpointer user)
+{
+    call_end(user, error ? error->code : 0, 0);
+}
+
+void call_text_done(const char *text, const GError *error, gpointer user)
+{
+    Call *call = user;
+
+    g_strlcpy((char *)call->bytes, text ? text : "", sizeof(call->bytes));
+    call_done(error, call);
 }
 
 /* Returns: the errno. */
@@ -189,4 +205,10 @@ void stream_end(BeStream *stream)
 {
     be_stream_close(stream);
     be_stream_unref(stream);
+}
+
+void disk_end(BeDisk *disk)
+{
+    be_disk_close(disk);
+    be_disk_free(disk);
 }

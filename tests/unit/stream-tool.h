@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include "backend/disk.h"
 #include "backend/nbd.h"
 
 #define KIB 1024
@@ -53,9 +54,16 @@ void read_done(const struct iovec *iov, int count, int errnum, gpointer user);
 int call_wait(Call *call);
 int read_into(BeReader *reader, Call *call, guint64 offset, gsize length);
 
+/* A BeDone and a BeTextDone; @user is a Call, which gets the text as a string. */
+void call_done(const GError *error, gpointer user);
+void call_text_done(const char *text, const GError *error, gpointer user);
+
 void assert_pattern(const guint8 *bytes, guint64 offset, gint64 length);
 void assert_read(BeReader *reader, Call *call, guint64 offset, gsize length);
 
 /* Returns: the offset or -1. */
 gint64 seek(BeStream *stream, guint64 offset, gboolean data, int *ret_errnum);
 void stream_end(BeStream *stream);
+
+/* As the end of a backup does. */
+void disk_end(BeDisk *disk);

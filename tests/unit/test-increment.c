@@ -63,40 +63,12 @@ static BeDisk *disk_of(const char *path, const char *bitmap, const char *base, c
     return disk;
 }
 
-static void disk_end(BeDisk *disk)
-{
-    be_disk_close(disk);
-    be_disk_free(disk);
-}
-
-static void call_end(Call *call, int errnum)
-{
-    g_mutex_lock(&call->lock);
-    call->ended++;
-    call->errnum = errnum;
-    g_cond_signal(&call->changed);
-    g_mutex_unlock(&call->lock);
-}
-
-static void prepared(const GError *error, gpointer user)
-{
-    call_end(user, error ? error->code : 0);
-}
-
 static int prepare(BeDisk *disk)
 {
     g_autoptr(Call) call = call_new();
 
-    be_disk_incremental_prepare(disk, prepared, call);
+    be_disk_incremental_prepare(disk, call_done, call);
     return call_wait(call);
-}
-
-static void text_done(const char *text, const GError *error, gpointer user)
-{
-    Call *call = user;
-
-    g_strlcpy((char *)call->bytes, text ? text : "", sizeof(call->bytes));
-    call_end(call, error ? error->code : 0);
 }
 
 /* Reads from @from to @to into a file. */
@@ -189,7 +161,7 @@ static void test_no_bitmap(void)
     disk = disk_of(path, NULL, "base.raw", "raw");
     g_assert_cmpint(prepare(disk), ==, EUCLEAN);
     g_assert_null(be_disk_incremental(disk));
-    be_disk_dirty_map_fetch(disk, text_done, call);
+    be_disk_dirty_map_fetch(disk, call_text_done, call);
     g_assert_cmpint(call_wait(call), ==, EUCLEAN);
     disk_end(disk);
     disk = disk_of(path, "another", "base.raw", "raw");
@@ -239,7 +211,7 @@ static void test_map(void)
     }
     path = make_image("disk.qcow2", "cluster_size=64k", base, "raw");
     disk = disk_of(path, "b-1", "base.raw", "raw");
-    be_disk_dirty_map_fetch(disk, text_done, call);
+    be_disk_dirty_map_fetch(disk, call_text_done, call);
     g_assert_cmpint(call_wait(call), ==, 0);
     root = json_from_string((char *)call->bytes, NULL);
     map = json_node_get_array(root);
@@ -280,7 +252,7 @@ static BeStream *full_of(BeDisk *disk)
 {
     g_autoptr(Call) call = call_new();
 
-    be_disk_full_prepare(disk, prepared, call);
+    be_disk_full_prepare(disk, call_done, call);
     g_assert_cmpint(call_wait(call), ==, 0);
     return be_disk_full(disk);
 }
@@ -349,7 +321,7 @@ static void test_taken_of_an_empty_disk(void)
     }
     TOOL_OK("qemu-img", "create", "-q", "-f", "qcow2", path, "20M");
     disk = disk_of(path, NULL, NULL, NULL);
-    be_stream_map_fetch(disk->stream, text_done, call);
+    be_stream_map_fetch(disk->stream, call_text_done, call);
     g_assert_cmpint(call_wait(call), ==, 0);
     g_assert_false(be_disk_was_taken(disk));
     be_reader_free(be_reader_new(disk->stream));

@@ -25,43 +25,12 @@ static BeDisk *disk_new(void)
                        be_stream_new_nbd(socket_path, "", DISK_SIZE, DISK_SIZE));
 }
 
-/* As backup_release() does. */
-static void disk_end(BeDisk *disk)
-{
-    be_disk_close(disk);
-    be_disk_free(disk);
-}
-
-static void call_end(Call *call, int errnum)
-{
-    g_mutex_lock(&call->lock);
-    call->ended++;
-    call->errnum = errnum;
-    g_cond_signal(&call->changed);
-    g_mutex_unlock(&call->lock);
-}
-
-static void prepared(const GError *error, gpointer user)
-{
-    call_end(user, error ? error->code : 0);
-}
-
 static int prepare(BeDisk *disk)
 {
     g_autoptr(Call) call = call_new();
 
-    be_disk_full_prepare(disk, prepared, call);
+    be_disk_full_prepare(disk, call_done, call);
     return call_wait(call);
-}
-
-static void text_done(const char *text, const GError *error, gpointer user)
-{
-    Call *call = user;
-
-    if (text) {
-        g_strlcpy((char *)call->bytes, text, sizeof(call->bytes));
-    }
-    call_end(call, error ? error->code : 0);
 }
 
 /* ---- Reading ---- */
@@ -184,7 +153,7 @@ static void test_no_server(void)
 
     g_assert_cmpint(prepare(disk), ==, EIO);
     g_assert_null(be_disk_full(disk));
-    be_stream_map_fetch(disk->stream, text_done, call);
+    be_stream_map_fetch(disk->stream, call_text_done, call);
     g_assert_cmpint(call_wait(call), ==, EIO);
     be_view_close(disk->full);
     g_assert_cmpint(prepare(disk), ==, EIO);
@@ -199,7 +168,7 @@ static void test_map_of_an_export(void)
     BeDisk *disk = disk_new();
     g_autoptr(Call) call = call_new();
 
-    be_stream_map_fetch(disk->stream, text_done, call);
+    be_stream_map_fetch(disk->stream, call_text_done, call);
     g_assert_cmpint(call_wait(call), ==, 0);
     g_assert_cmpstr((char *)call->bytes, ==,
                     "[{ \"start\": 0, \"length\": 10486272, \"depth\": 0, \"present\": true, "
