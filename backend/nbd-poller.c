@@ -10,8 +10,9 @@
  * A transfer that was under way on a connection that got lost is sent once more, on
  * the connections that are left and then on new ones: those of a server that died
  * are found dead one by one.  When no connection is left, new ones are tried; if none
- * can be had everything fails, until a transfer comes a second later.  No other connection is made here:
- * QEMU 7.2 can hang when its server is stopped while somebody connects.
+ * can be had everything fails, until a transfer comes a second later.  No other
+ * connection is made here: QEMU 7.2 can hang when its server is stopped while somebody
+ * connects.
  */
 #include "backend/nbd-priv.h"
 
