@@ -316,15 +316,22 @@ def test_jobs_and_backups_in_the_way(shared: Guest, mnt: Mount) -> None:
 ### A crash and a failure at each step
 
 STEPS = ("record", "start", "watch", "pivot")
+POINTS = [f"block-job:{s}:{w}" for s in STEPS for w in ("before", "after")]
+UNDO = [f"block-job:{s}:undone" for s in ("start", "record")]
+ADOPTED = [f"block-job:{s}:{w}" for s in ("adopt", "found") for w in ("before", "after")]
+ADOPTED_UNDO = [f"block-job:{s}:undone" for s in ("found", "adopt")]
+CRASHES = {*POINTS, *UNDO, *ADOPTED, *ADOPTED_UNDO}
 
 
-@pytest.mark.parametrize("point", [f"block-job:{s}:{w}" for s in STEPS
-                                   for w in ("before", "after")])
+@pytest.mark.parametrize("point", POINTS + UNDO)
 def test_crash(shared: Guest, mount, point: str) -> None:
     machine = shared
     new, before = machine.dir / f"{point}.qcow2".replace(":", "-"), chain(machine)
     expected = write_file(machine, "victim")
-    mnt = mount(QEMU_URI, env={"VMSNAPFS_CRASH_AT": point})
+    env = {"VMSNAPFS_CRASH_AT": point}
+    if point in UNDO:
+        env["VMSNAPFS_FAIL_AT"] = "block-job:watch:before"
+    mnt = mount(QEMU_URI, env=env)
     mnt.expected_exit = -signal.SIGKILL
     with raises_errno(errno.ENOTCONN, errno.ECONNABORTED):
         (domain(mnt, machine) / "control").write_text(f"copy vda to={new}\n")
@@ -333,7 +340,34 @@ def test_crash(shared: Guest, mount, point: str) -> None:
     wait_for(lambda: not job_files() and no_job(machine), 20, "settled")
     assert chain(machine) == (before if point in ("block-job:record:before",
                                                   "block-job:record:after",
-                                                  "block-job:start:before") else [str(new)])
+                                                  "block-job:start:before", *UNDO)
+                              else [str(new)])
     assert new.exists() == (chain(machine) == [str(new)])
     drop_caches(machine)
     assert sha(machine, "victim") == expected
+
+
+@pytest.mark.parametrize("point", ADOPTED + ADOPTED_UNDO)
+def test_crash_of_the_second_daemon(shared: Guest, mount, point: str) -> None:
+    """Killed while it takes the job over; the third one ends it, one way or the other."""
+    new, before = shared.dir / f"{point}.qcow2".replace(":", "-"), chain(shared)
+    expected = write_file(shared, "victim")
+    mnt = mount()
+    (domain(mnt, shared) / "control").write_text(f"copy vda to={new} async\n")
+    slow_down(shared)
+    kill(mnt)
+    sh(["umount", "-l", str(mnt.path)])
+    options = ("recover=end",) if point in ADOPTED_UNDO else ()
+    second = Mount(QEMU_URI, *options, env={"VMSNAPFS_CRASH_AT": point})
+    second.expected_exit = -signal.SIGKILL
+    assert second.process.wait(30) == -signal.SIGKILL, "no such crash point"
+    sh(["umount", "-l", str(second.path)], check=False)
+    second.finish()
+    if not no_job(shared):
+        shared.domain.blockJobSetSpeed("vda", 0, 0)
+    mount()
+    wait_for(lambda: not job_files() and no_job(shared), 30, "settled")
+    assert chain(shared) == (before if point in ADOPTED_UNDO else [str(new)])
+    assert new.exists() == (chain(shared) == [str(new)])
+    drop_caches(shared)
+    assert sha(shared, "victim") == expected

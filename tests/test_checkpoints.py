@@ -223,17 +223,28 @@ def test_only_its_owner_deletes_it(clean: Guest, mount) -> None:
 
 ### After a crash
 
-@pytest.mark.parametrize("point", ["checkpoint-create:record:after", "checkpoint-create:create:before",
-                                   "checkpoint-create:create:after", "checkpoint-create:keep:after"])
+CREATE = [f"checkpoint-create:{p}" for p in (
+    "record:before", "record:after", "create:before", "frozen:after", "create:after",
+    "keep:before", "keep:after")]
+UNDO = [f"checkpoint-create:{step}:undone" for step in ("create", "record")]
+DELETE = [f"checkpoint-delete:remove:{when}" for when in ("before", "after")]
+CRASHES = {*CREATE, *UNDO, *DELETE}
+
+
+@pytest.mark.parametrize("point", CREATE + UNDO)
 def test_crash_in_mkdir(clean: Guest, mount, point: str) -> None:
-    mnt = mount("qemu:///system", "checkpoint=auto", env={"VMSNAPFS_CRASH_AT": point})
+    env = {"VMSNAPFS_CRASH_AT": point}
+    if point in UNDO:
+        env["VMSNAPFS_FAIL_AT"] = "checkpoint-create:keep:before"
+    mnt = mount("qemu:///system", "checkpoint=auto", env=env)
     mnt.expected_exit = -9
     with raises_errno(errno.ENOTCONN, errno.ECONNABORTED):
         (collection(mnt, clean) / "a").mkdir()
     assert mnt.process.wait(10) == -9, "no such crash point"
     checkpoints = collection(remount(mount, mnt, "checkpoint=auto"), clean)
+    wait_for(lambda: clean.command("guest-fsfreeze-status") == "thawed", 10, "thawed")
     made = clean.checkpoints() == ["a"]
-    assert made == point.endswith(("create:after", "keep:after"))
+    assert made == point.endswith(("frozen:after", "create:after", "keep:before", "keep:after"))
     if not made:
         wait_for(lambda: not records(clean), 10, "the record is gone")
         (checkpoints / "a").mkdir()
@@ -242,10 +253,9 @@ def test_crash_in_mkdir(clean: Guest, mount, point: str) -> None:
     assert not records(clean)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_crash_in_rmdir(clean: Guest, mount, when: str) -> None:
-    mnt = mount("qemu:///system", "checkpoint=auto",
-                env={"VMSNAPFS_CRASH_AT": f"checkpoint-delete:remove:{when}"})
+@pytest.mark.parametrize("point", DELETE)
+def test_crash_in_rmdir(clean: Guest, mount, point: str) -> None:
+    mnt = mount("qemu:///system", "checkpoint=auto", env={"VMSNAPFS_CRASH_AT": point})
     mnt.expected_exit = -9
     checkpoints = collection(mnt, clean)
     for name in ("a", "b"):

@@ -461,6 +461,7 @@ def test_steps_fail(bare2: Bare, point: str, active: bool) -> None:  # noqa: F81
 POINTS = ["delete:libvirt:after", "merge:job:after", "merge:pivot:before", "merge:pivot:after",
           "delete:merge:after", "delete:switch:before", "delete:switch:after",
           "delete:forget:before", "delete:forget:after"]
+CRASHES = set(POINTS)
 
 
 @pytest.mark.parametrize("branch", [True, False])

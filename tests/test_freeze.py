@@ -172,8 +172,10 @@ def test_frozen_by_another_is_left_so(guest: Guest, mnt: Mount,
     wait_for(lambda: not job_files(), 5, "no mark in the journal")
 
 
-@pytest.mark.parametrize("point", ["freeze:call:after", "backup-begin:frozen:after",
-                                   "freeze:thaw:after"])
+CRASHES = {"freeze:call:after", "backup-begin:frozen:after", "freeze:thaw:after"}
+
+
+@pytest.mark.parametrize("point", sorted(CRASHES))
 def test_daemon_dies_while_the_guest_is_frozen(guest: Guest, mount, point: str) -> None:  # row 3
     mnt = mount("qemu:///system", env={"VMSNAPFS_CRASH_AT": point})
     mnt.expected_exit = -signal.SIGKILL

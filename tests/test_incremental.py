@@ -345,6 +345,7 @@ BEGIN = [f"backup-begin:{step}:{when}" for step in ("checkpoint", "begin", "conf
          for when in ("before", "after")]
 END = [f"backup-end:{step}" for step in ("abort:before", "abort:after", "settle:after",
                                          "release:after")]
+CRASHES = {*BEGIN, *END}
 
 
 def crash(mount, guest: Guest, tmp_path: Path, point: str) -> tuple[Chain, Mount]:

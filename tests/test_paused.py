@@ -312,6 +312,7 @@ POINTS = [*(f"paused:{p}" for p in ("record:after", "start:before", "start:after
           *(f"backup-begin:{s}:{w}" for s in ("hold", "directories", "begin", "list")
             for w in ("before", "after"))]
 ENDS = ["paused:end:before", "paused:end:after", "backup-end:abort:before"]
+CRASHES = {*POINTS, *ENDS}
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -406,16 +406,25 @@ def test_each_step_fails(bare: Bare, active: bool) -> None:
     assert bare.blocks() == blocks(b0=2, b1=3)
 
 
+POINTS = [f"revert:{step}:{when}" for step in ("distrust", *STEPS)
+          for when in ("before", "after")]
+POINTS.insert(POINTS.index("revert:stop:before") + 1, "revert:stop:recorded")
+POINTS.append("revert:settle:after")
+UNDO = [f"revert:{step}:undone" for step in ("start", "keep", "stop", "current", "define",
+                                             "images", "record")]
+NATIVE = [f"revert-native:{step}:{when}" for step in ("keep", "distrust", "revert")
+          for when in ("before", "after")]
+NATIVE_UNDO = "revert-native:keep:undone"
+CRASHES = {*POINTS, *UNDO, *NATIVE, NATIVE_UNDO}
+
+
 @pytest.mark.parametrize("active, words", [(True, ("keep=left",)), (True, ("off",)),
                                            (False, ("keep=left",))])
 def test_each_step_crashes(bare: Bare, active: bool, words: tuple[str, ...]) -> None:
     """The next start takes it back, or finishes it where the new state stands."""
     prepare(bare, active)
     before = world(bare)
-    points = [f"revert:{step}:{when}" for step in STEPS for when in ("before", "after")]
-    points.insert(points.index("revert:stop:before") + 1, "revert:stop:recorded")
-    points.append("revert:settle:after")
-    for point in points:
+    for point in POINTS:
         if point == "revert:stop:recorded" and not active:
             continue
         mnt = daemon(VMSNAPFS_CRASH_AT=point)
@@ -448,6 +457,57 @@ def test_each_step_crashes(bare: Bare, active: bool, words: tuple[str, ...]) -> 
             before = world(bare)
         else:
             assert world(bare) == before, point
+        again.finish()
+
+
+def crash(bare: Bare, words: tuple[str, ...], **env: str) -> Mount:
+    """A daemon dies of a revert to s; the next one."""
+    mnt = daemon(**env)
+    mnt.expected_exit = -signal.SIGKILL
+    with raises_errno(errno.ENOTCONN, errno.ECONNABORTED):
+        revert(mnt, bare, "s", *words)
+    mnt.process.wait(10)
+    mnt.finish()
+    again = daemon()
+    records = Path("/var/lib/vmsnapfs")
+    wait_for(lambda: not list(records.glob("*/reverts/*.json")), 30, f"settled: {env}")
+    return again
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_each_undo_crashes(bare: Bare, active: bool) -> None:
+    """The next start takes back what is left of it."""
+    prepare(bare, active)
+    before = world(bare)
+    for point in UNDO:
+        again = crash(bare, ("keep=left",), VMSNAPFS_CRASH_AT=point,
+                      VMSNAPFS_FAIL_AT="revert:stand:before")
+        assert world(bare) == before, point
+        again.finish()
+    assert bare.blocks() == blocks(b0=2, b1=3)
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_each_native_step_crashes(bare: Bare, active: bool) -> None:
+    """libvirt goes on without us: it is back, or as it was; what was kept stays."""
+    state = RUNNING if active else OFF
+    if active:
+        bare.start()
+    bare.write(0, 1)
+    bare.snapshot("s", internal=True, memory=active)
+    bare.write(0, 2)
+    for point in (*NATIVE, NATIVE_UNDO):
+        fail = {"VMSNAPFS_FAIL_AT": "revert-native:revert:before"} if point == NATIVE_UNDO else {}
+        again = crash(bare, ("keep=left",), VMSNAPFS_CRASH_AT=point, **fail)
+        finished = point == "revert-native:revert:after"
+        kept = point not in ("revert-native:keep:before", NATIVE_UNDO)
+        assert bare.snapshots() == (["left", "s"] if kept else ["s"]), point
+        assert bare.blocks() == (blocks(b0=1) if finished else blocks(b0=2)), point
+        assert bare.state == state, point
+        if kept:
+            revert(again, bare, "left")
+            assert bare.blocks() == blocks(b0=2) and bare.state == state, point
+            command(snapshots(again, bare) / "left", "delete")
         again.finish()
 
 

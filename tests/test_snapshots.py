@@ -490,12 +490,22 @@ def test_a_cancelled_mkdir_leaves_nothing(machine, mnt: Mount, hung: HungLibvirt
 
 POINTS = [f"snapshot-create:{step}:{when}" for step in ("record", "hold", "create", "finish")
           for when in ("before", "after")]
+UNDO = [f"snapshot-create:{step}:undone" for step in ("create", "hold", "record")]
+RUNNING = [
+    ("snapshot-create:frozen:after", "s"),
+    ("snapshot-create:create:after", "s memory=external"),
+    ("snapshot-create:record:after", "s disk=internal"),
+]
+CRASHES = {*POINTS, *UNDO, *(point for point, _ in RUNNING)}
 
 
 def crash_and_come_back(mount: MakeMount, guest: Guest, point: str, line: str) -> None:
     """Killed at that point, the next daemon finds the snapshot whole, or no trace of it."""
     files = set(guest.dir.iterdir())
-    dead = mount("qemu:///system", env={"VMSNAPFS_CRASH_AT": point})
+    env = {"VMSNAPFS_CRASH_AT": point}
+    if point in UNDO:
+        env["VMSNAPFS_FAIL_AT"] = "snapshot-create:create:before"
+    dead = mount("qemu:///system", env=env)
     with raises_errno(errno.ENOTCONN, errno.ECONNABORTED):
         make(dead, guest, line)
     dead.expected_exit = dead.process.wait(10)
@@ -519,16 +529,12 @@ def crash_and_come_back(mount: MakeMount, guest: Guest, point: str, line: str) -
     wait_for(lambda: not records(), 5, "the records are gone")
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", POINTS + UNDO)
 def test_killed_while_off(off_guest: MakeGuest, mount: MakeMount, point: str) -> None:
     crash_and_come_back(mount, off_guest(Disk("vda"), Disk("vdb")), point, "s")
 
 
-@pytest.mark.parametrize("point, line", [
-    ("snapshot-create:frozen:after", "s"),
-    ("snapshot-create:create:after", "s memory=external"),
-    ("snapshot-create:record:after", "s disk=internal"),
-])
+@pytest.mark.parametrize("point, line", RUNNING)
 def test_killed_while_running(make_guest: MakeGuest, mount: MakeMount, point: str,
                               line: str) -> None:
     crash_and_come_back(mount, make_guest(), point, line)
