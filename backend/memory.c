@@ -66,6 +66,44 @@ gboolean be_domain_may_change_state(Be *be, const char *uuid, GError **error)
     return TRUE;
 }
 
+/* ---- Nobody is left paused --------------------------------------------------------- */
+
+static gboolean has_state(virDomainPtr domain, int wanted)
+{
+    int state;
+
+    return virDomainGetState(domain, &state, NULL, 0) == 0 && state == wanted;
+}
+
+gboolean be_domain_runs(virDomainPtr domain)
+{
+    return has_state(domain, VIR_DOMAIN_RUNNING);
+}
+
+void be_domain_run_on(Be *be, virDomainPtr domain, const char *uuid, const char *after)
+{
+    BeEvent event = {.kind = BE_EVENT_WARNING, .time_us = g_get_real_time(), .errnum = EIO};
+    g_autoptr(GError) error = NULL;
+    g_autofree char *text = NULL;
+
+    if (!has_state(domain, VIR_DOMAIN_PAUSED)) {
+        return;
+    }
+    if (virDomainResume(domain) < 0) {
+        be_error_from_libvirt(&error, "it cannot be resumed");
+        text = g_strdup_printf("THE GUEST IS PAUSED after %s that failed, and %s; write 'resume' "
+                               "to 'control' when the cause is gone",
+                               after, error->message);
+    } else {
+        text = g_strdup_printf("%s failed and left the guest paused; it has been resumed", after);
+    }
+    event.domain_uuid = uuid;
+    event.domain_name = virDomainGetName(domain);
+    event.text = text;
+    g_warning("domain '%s': %s", event.domain_name, text);
+    be_notify(be, &event);
+}
+
 static virDomainPtr find_domain(Be *be, const Memory *memory, gboolean active, GError **error)
 {
     g_autoptr(BeVirDomain) domain = be_conn_domain(be->action_conn, memory->uuid, error);
@@ -187,11 +225,13 @@ static gboolean run_save(Be *be, BeJob *job, gpointer data, GError **error)
     const Memory *memory = data;
     g_autoptr(BeVirDomain) domain = find_domain(be, memory, TRUE, error);
     Save save = {.domain = domain, .path = memory->path};
+    gboolean ran;
     GThread *thread;
 
     if (!domain || !may_save(domain, memory, error)) {
         return FALSE;
     }
+    ran = be_domain_runs(domain);
     thread = g_thread_try_new("be-save", save_main, &save, error);
     if (!thread) {
         (*error)->domain = BE_ERROR;
@@ -200,6 +240,9 @@ static gboolean run_save(Be *be, BeJob *job, gpointer data, GError **error)
     }
     wait_for_save(&save, job);
     g_thread_join(thread);
+    if (save.error && ran) {
+        be_domain_run_on(be, domain, memory->uuid, "the save");
+    }
     (void)be_inventory_read(be, NULL);
     if (!save.error) {
         return TRUE;

@@ -242,6 +242,20 @@ void be_deletes_recover(Be *be);
  */
 gboolean be_domain_may_change_state(Be *be, const char *uuid, GError **error);
 
+/**
+ * be_domain_runs: whether the guest runs now; for be_domain_run_on().
+ */
+gboolean be_domain_runs(virDomainPtr domain);
+
+/**
+ * be_domain_run_on: after a save that failed, has a guest that ran before run again.
+ * libvirt does so, and where it cannot it only writes that into its log (9.0,
+ * qemuDomainSaveInternal): the guest stays paused.  What was done, and what could not
+ * be done, is told as an event.  Blocks; action workers.
+ * @after: what failed: "the save"
+ */
+void be_domain_run_on(Be *be, virDomainPtr domain, const char *uuid, const char *after);
+
 /* ---- host.c ------------------------------------------------------------------ */
 
 /**

@@ -154,6 +154,9 @@ gboolean revert_run_stop(gpointer work, GError **error)
     if (plan->saved && virDomainSaveFlags(plan->domain, plan->saved, NULL, 0) < 0) {
         be_error_from_libvirt(error, "the memory of the running domain cannot be saved "
                                      "('revert force' does without)");
+        if (!plan->was_paused) {
+            be_domain_run_on(plan->be, plan->domain, plan->uuid, "the save before the revert");
+        }
         return FALSE;
     }
     if (!plan->saved && virDomainDestroy(plan->domain) < 0) {

@@ -195,6 +195,9 @@ static gboolean run_create(gpointer work, GError **error)
                   : call_libvirt(plan, xml, &create_error));
     be_quiesce_end(plan->be, plan->domain, plan->uuid, AREA, &plan->window);
     if (create_error) {
+        if (plan->wanted->memory != BE_PART_NONE && plan->running) {
+            be_domain_run_on(plan->be, plan->domain, plan->uuid, "the saving of its memory");
+        }
         plan->uncertain = leaves_doubt(create_error);
         g_propagate_error(error, g_steal_pointer(&create_error));
         return FALSE;

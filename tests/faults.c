@@ -52,11 +52,16 @@ __attribute__((constructor)) static void faults_prepare(void)
     }
 }
 
+static int is_armed(const char *kind)
+{
+    return control && strcmp(control->kind, kind) == 0;
+}
+
 static int fails(const char *kind)
 {
     uint32_t call;
 
-    if (!control || strcmp(control->kind, kind) != 0) {
+    if (!is_armed(kind)) {
         return 0;
     }
     call = __atomic_add_fetch(&control->calls, 1, __ATOMIC_SEQ_CST);
@@ -103,7 +108,6 @@ LIBVIRT(int, virDomainGetState, (DOM, int *state, int *reason, FLAGS),
 LIBVIRT(char *, virDomainGetXMLDesc, (DOM, FLAGS), (dom, flags), (NULL, flags))
 LIBVIRT(int, virDomainHasManagedSaveImage, (DOM, FLAGS), (dom, flags), (NULL, flags))
 LIBVIRT(int, virDomainIsActive, (DOM), (dom), (NULL))
-LIBVIRT(int, virDomainResume, (DOM), (dom), (NULL))
 LIBVIRT(int, virDomainSuspend, (DOM), (dom), (NULL))
 LIBVIRT(int, virDomainSetBlockThreshold,
         (DOM, const char *device, unsigned long long threshold, FLAGS),
@@ -120,6 +124,24 @@ LIBVIRT(int, virConnectGetAllDomainStats,
         (virConnectPtr conn, unsigned int stats, virDomainStatsRecordPtr **list, FLAGS),
         (conn, stats, list, flags), (NULL, stats, list, flags))
 LIBVIRT(char *, virConnectGetCapabilities, (virConnectPtr conn), (conn), (NULL))
+
+/*
+ * "stuck": a save fails, and libvirt cannot have the guest run on; "paused": it only has
+ * not.  As qemuDomainSaveInternal() of libvirt 9.0, which writes that into its log alone.
+ */
+int virDomainManagedSave(DOM, FLAGS)
+{
+    if (fails("paused") || is_armed("stuck")) {
+        REAL(virDomainSuspend)(dom);
+        return REAL(virDomainManagedSave)(NULL, flags);
+    }
+    return REAL(virDomainManagedSave)(dom, flags);
+}
+
+int virDomainResume(DOM)
+{
+    return REAL(virDomainResume)(is_armed("stuck") || fails("libvirt") ? NULL : dom);
+}
 
 #define NBD struct nbd_handle *nbd
 

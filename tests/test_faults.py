@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import struct
@@ -13,9 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import libvirt
 import pytest
 
-from bed import VMSNAPFS, Guest, Mount, bed_dir, wait_for
+from bed import VMSNAPFS, Guest, Mount, bed_dir, raises_errno, wait_for
 from test_backup import digest, text
 from test_crash import command, drop, is_thawed, make, vm, wait_clean, world
 
@@ -181,3 +183,26 @@ def test_every_call_fails_once(operation: Operation, machine: Guest, mount,
             nth += 1
         put_back(mnt, machine, operation, before)
         print(f"{operation.name}: {nth - 1} calls of {kind} failed")
+
+
+### A save fails, and libvirt leaves the guest paused
+
+@pytest.mark.parametrize("kind, state, said", [
+    ("paused", libvirt.VIR_DOMAIN_RUNNING, "failed and left the guest paused; it has been resumed"),
+    ("stuck", libvirt.VIR_DOMAIN_PAUSED, "THE GUEST IS PAUSED after the save that failed"),
+])
+def test_guest_that_a_failed_save_left_paused(guest: Guest, mount, faults: Faults, kind: str,
+                                              state: int, said: str) -> None:
+    mnt = mount("qemu:///system", env=faults.environment())
+    faults.arm(kind, 1)
+    with raises_errno(errno.EINVAL):        # an invalid domain
+        command("save")(mnt, guest)
+    faults.disarm()
+    assert guest.state == state
+    errors = (vm(mnt, guest) / "error").read_text()
+    assert said in errors and "the machine cannot be saved" in errors
+    assert said in mnt.log()
+    if kind == "stuck":
+        wait_for(lambda: text(vm(mnt, guest) / "state") == "paused", 10, "state says so")
+        command("resume")(mnt, guest)
+    assert guest.is_running()
