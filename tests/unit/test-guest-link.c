@@ -45,8 +45,9 @@ static void test_cases(void)
     for (gsize i = 0; i < G_N_ELEMENTS(cases); i++) {
         const Case *one = &cases[i];
         g_autofree char *shown = fs_guest_link(one->target, one->depth, one->plain);
+        g_autofree char *escaped = g_strescape(one->target, NULL);
 
-        g_test_message("'%s' at %u", one->target, one->depth);
+        g_test_message("'%s' at %u", escaped, one->depth);
         g_assert_cmpstr(shown, ==, one->shown);
     }
 }

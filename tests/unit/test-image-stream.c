@@ -177,7 +177,7 @@ static void test_snapshot_of_an_image_in_use(void)
     stream = stream_of(path, "qcow2", "s");
     assert_is(stream, then);
     stream_end(stream);
-    tool_stop_server(pid_file, socket);
+    tool_stop_server(pid_file);
 }
 
 /* faults.md 109: a table that is not one. */
@@ -472,7 +472,7 @@ static void test_writer(void)
     reader = be_reader_new(stream);
     g_assert_cmpint(read_into(reader, call, 0, 4096), ==, EIO);
     g_assert_false(be_lease_blocks(path, NULL));
-    tool_stop_server(pid_file, socket);
+    tool_stop_server(pid_file);
     g_assert_cmpint(read_into(reader, call, 0, 4096), ==, 0);
     be_reader_free(reader);
     stream_end(stream);

@@ -371,7 +371,7 @@ static void compare_with_qemu(const char *base, const char *middle, const char *
     expected = g_strdup_printf("%" G_GUINT64_FORMAT "\n", be_image_chain_size(chain));
     g_assert_cmpstr(size, ==, expected);
     TOOL_OK("nbdcopy", uri, copy);
-    tool_stop_server(pid_file, socket);
+    tool_stop_server(pid_file);
     TOOL_OK("qemu-img", "compare", "-f", "raw", "-F", "qcow2", copy, top_name);
     g_remove(copy);
 }

@@ -80,14 +80,12 @@ static void assert_write_refused(const char *path, const char *format)
 typedef struct {
     char *socket;
     char *pid_file;
-    char *mark;                /* the one that is gone when the server is */
 } Server;
 
 static Server start_nbd(const char *path, const char *format, const char *mode)
 {
-    Server server = {in_dir("nbd.sock"), in_dir("nbd.pid"), NULL};
+    Server server = {in_dir("nbd.sock"), in_dir("nbd.pid")};
 
-    server.mark = server.socket;
     TOOL_OK("qemu-nbd", "--fork", "--persistent", "--pid-file", server.pid_file, "-k",
             server.socket, "-f", format, mode, path);
     return server;
@@ -95,7 +93,7 @@ static Server start_nbd(const char *path, const char *format, const char *mode)
 
 static void stop_server(Server *server)
 {
-    tool_stop_server(server->pid_file, server->mark);
+    tool_stop_server(server->pid_file);
     g_free(server->socket);
     g_free(server->pid_file);
 }
@@ -207,7 +205,7 @@ static void test_sees_sharing_writer(void)
 {
     g_autofree char *path = NULL;
     g_autofree char *blockdev = NULL;
-    Server server = {in_dir("qsd.sock"), in_dir("qsd.pid"), NULL};
+    Server server = {in_dir("qsd.sock"), in_dir("qsd.pid")};
     g_autofree char *listen = g_strdup_printf("addr.type=unix,addr.path=%s", server.socket);
 
     if (tool_missing(tools) || tool_missing(daemon_tools)) {
@@ -215,7 +213,6 @@ static void test_sees_sharing_writer(void)
         g_free(server.pid_file);
         return;
     }
-    server.mark = server.pid_file;
     path = make_image("shared.raw", "raw");
     blockdev = g_strdup_printf("driver=file,node-name=f,filename=%s", path);
     TOOL_OK("qemu-storage-daemon", "--daemonize", "--pidfile", server.pid_file, "--blockdev",

@@ -40,13 +40,13 @@ char *tool_dir_new(void);
 void tool_dir_remove(char *dir);
 
 /**
- * tool_stop_server: ends a server of QEMU's by its pid file, and waits.
- * @mark: the file that the server removes when it ends
+ * tool_stop_server: ends a server of QEMU's by its pid file, and waits until it has let
+ * go of its images.
  */
-void tool_stop_server(const char *pid_file, const char *mark);
+void tool_stop_server(const char *pid_file);
 
 /**
- * tool_wait: waits until @condition says TRUE, at most 10 s.
+ * tool_wait: waits until @condition says TRUE, at most 60 s.
  * Returns: whether it did.
  */
 gboolean tool_wait(gboolean (*condition)(gpointer data), gpointer data);
