@@ -11,9 +11,15 @@
 
 #define LINES_KEPT 16
 
+/* The newest lines of one object. */
+typedef struct {
+    GQueue lines;              /* of char * */
+    guint64 last;              /* sequence number of the newest */
+} Ring;
+
 struct FsFailures {
     GMutex lock;
-    GHashTable *rings;         /* id -> GQueue of char *; guarded by lock */
+    GHashTable *rings;         /* id -> Ring; guarded by lock */
     guint64 sequence;          /* guarded by lock */
 };
 
@@ -63,9 +69,12 @@ char *fs_time_text(gint64 time_us)
                            (int)(time_us % G_USEC_PER_SEC / 1000));
 }
 
-static void ring_free(gpointer ring)
+static void ring_free(gpointer data)
 {
-    g_queue_free_full(ring, g_free);
+    Ring *ring = data;
+
+    g_queue_clear_full(&ring->lines, g_free);
+    g_free(ring);
 }
 
 FsFailures *fs_failures_new(void)
@@ -100,17 +109,44 @@ static char *line_new(guint64 sequence, const BeCaller *caller, const char *oper
                            operation_line, fs_errno_name(errnum), text_line);
 }
 
+/*
+ * Nobody tells of a snapshot or checkpoint that is gone, nor of a domain that failed
+ * and was removed before its failure came here: what was silent longest goes.
+ */
+static void make_room_locked(FsFailures *failures)
+{
+    guint64 oldest = G_MAXUINT64;
+    gpointer victim = NULL;
+    GHashTableIter iter;
+    gpointer id, data;
+
+    g_hash_table_iter_init(&iter, failures->rings);
+    while (g_hash_table_iter_next(&iter, &id, &data)) {
+        const Ring *ring = data;
+
+        if (ring->last < oldest) {
+            oldest = ring->last;
+            victim = id;
+        }
+    }
+    g_hash_table_remove(failures->rings, victim);
+}
+
 static void append_locked(FsFailures *failures, const char *id, const char *line)
 {
-    GQueue *ring = g_hash_table_lookup(failures->rings, id);
+    Ring *ring = g_hash_table_lookup(failures->rings, id);
 
     if (!ring) {
-        ring = g_queue_new();
+        if (g_hash_table_size(failures->rings) >= FS_FAILURES_OBJECTS) {
+            make_room_locked(failures);
+        }
+        ring = g_new0(Ring, 1);
         g_hash_table_insert(failures->rings, g_strdup(id), ring);
     }
-    g_queue_push_tail(ring, g_strdup(line));
-    while (g_queue_get_length(ring) > LINES_KEPT) {
-        g_free(g_queue_pop_head(ring));
+    ring->last = failures->sequence;
+    g_queue_push_tail(&ring->lines, g_strdup(line));
+    while (ring->lines.length > LINES_KEPT) {
+        g_free(g_queue_pop_head(&ring->lines));
     }
 }
 
@@ -144,11 +180,11 @@ void fs_failures_add_id(FsFailures *failures, const char *id, const BeCaller *ca
 
 void fs_failures_print(FsFailures *failures, const char *id, GString *out)
 {
-    GQueue *ring;
+    const Ring *ring;
 
     g_mutex_lock(&failures->lock);
     ring = g_hash_table_lookup(failures->rings, id);
-    for (GList *link = ring ? ring->head : NULL; link; link = link->next) {
+    for (GList *link = ring ? ring->lines.head : NULL; link; link = link->next) {
         g_string_append(out, link->data);
     }
     g_mutex_unlock(&failures->lock);

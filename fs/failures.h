@@ -7,6 +7,10 @@
 #include "backend/backend.h"
 #include "fs/item.h"
 
+/* Objects that lines are kept for; beyond them, those that were silent longest are
+ * forgotten. */
+#define FS_FAILURES_OBJECTS 4096
+
 typedef struct FsFailures FsFailures;
 
 FsFailures *fs_failures_new(void);

@@ -116,6 +116,29 @@ static void test_no_line_is_forged(void)
     fs_failures_free(failures);
 }
 
+/* Of objects that nobody tells the end of: what was silent longest is forgotten. */
+static void test_objects_are_bounded(void)
+{
+    FsFailures *failures = fs_failures_new();
+    g_auto(GStrv) kept = NULL;
+    g_auto(GStrv) gone = NULL;
+    g_auto(GStrv) last = NULL;
+
+    for (guint i = 0; i < FS_FAILURES_OBJECTS + 10; i++) {
+        g_autofree char *id = g_strdup_printf("%u", i);
+
+        fs_failures_add_id(failures, id, &caller, "x", EIO, "y");
+        fs_failures_add_id(failures, "0", &caller, "x", EIO, "y");
+    }
+    kept = lines_of(failures, "0");
+    gone = lines_of(failures, "5");
+    last = lines_of(failures, "4105");
+    g_assert_cmpuint(g_strv_length(kept), ==, 16);
+    g_assert_cmpuint(g_strv_length(gone), ==, 0);
+    g_assert_cmpuint(g_strv_length(last), ==, 1);
+    fs_failures_free(failures);
+}
+
 static void test_names_and_times(void)
 {
     g_autofree char *epoch = fs_time_text(0);
@@ -136,6 +159,7 @@ int main(int argc, char **argv)
     g_test_add_func("/failures/objects-above", test_objects_above);
     g_test_add_func("/failures/escape", test_escape);
     g_test_add_func("/failures/no-line-is-forged", test_no_line_is_forged);
+    g_test_add_func("/failures/bounded", test_objects_are_bounded);
     g_test_add_func("/failures/names-and-times", test_names_and_times);
     return g_test_run();
 }
