@@ -276,6 +276,8 @@ gboolean be_nbd_read_now(gpointer data, guint64 offset, guint32 length, gint64 t
     } else {
         sink(NULL, errnum == ETIMEDOUT ? ETIMEDOUT : EIO, user);
     }
-    direct_give_back(source, direct, errnum == 0 || errnum == EIO);
+    /* A buffer that the server may still write to is no buffer for the next read. */
+    direct_give_back(source, direct,
+                     errnum == 0 || (errnum == EIO && nbd_aio_in_flight(direct->handle) == 0));
     return TRUE;
 }
