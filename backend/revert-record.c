@@ -204,6 +204,19 @@ static gboolean no_job_runs(const RevertPlan *plan)
     return TRUE;
 }
 
+/* A state that was to be kept, and is no snapshot yet, must not be left behind. */
+static gboolean nothing_is_lost(const RevertPlan *plan)
+{
+    virDomainSnapshotPtr kept =
+        plan->keep ? virDomainSnapshotLookupByName(plan->domain, plan->keep, 0) : NULL;
+    gboolean found = kept != NULL;
+
+    if (kept) {
+        virDomainSnapshotFree(kept);
+    }
+    return found || !plan->keep;
+}
+
 /*
  * What the host shows decides: a machine that runs on the new images stands; one
  * that was to be off, and is, needs no going back; all else is taken back.
@@ -218,7 +231,7 @@ static void settle(RevertPlan *plan)
     active = virDomainIsActive(plan->domain) == 1;
     off_by_us = !active && plan->stage >= REVERT_STOPPING;
     if (plan->stage == REVERT_STANDS || (active && stands(plan))
-        || (off_by_us && plan->to == BE_REVERT_OFF && stands(plan))) {
+        || (off_by_us && plan->to == BE_REVERT_OFF && stands(plan) && nothing_is_lost(plan))) {
         g_info("finishing the revert to snapshot '%s' that a crash left", plan->name);
         revert_settle(plan);
         revert_record_drop(plan);

@@ -487,6 +487,23 @@ def test_each_undo_crashes(bare: Bare, active: bool) -> None:
     assert bare.blocks() == blocks(b0=2, b1=3)
 
 
+@pytest.mark.parametrize("point, finished", [
+    ("revert:stop:after", False), ("revert:keep:before", False), ("revert:keep:after", True),
+    ("revert:start:before", True), ("revert:start:after", True)])
+def test_crash_loses_nothing_that_was_to_be_kept(bare: Bare, point: str, finished: bool) -> None:
+    """A machine that is off stands as it was wished, and what it left may be no snapshot yet."""
+    prepare(bare, True)
+    before = world(bare)
+    again = crash(bare, ("off", "keep=left"), VMSNAPFS_CRASH_AT=point)
+    if finished:
+        assert bare.state == OFF and bare.blocks() == blocks(b0=1)
+        revert(again, bare, "left")
+        assert bare.state == RUNNING and bare.blocks() == blocks(b0=2, b1=3)
+    else:
+        assert world(bare) == before
+    again.finish()
+
+
 @pytest.mark.parametrize("active", [True, False])
 def test_each_native_step_crashes(bare: Bare, active: bool) -> None:
     """libvirt goes on without us: it is back, or as it was; what was kept stays."""
