@@ -116,7 +116,17 @@ typedef struct {
     BePart memory;
     char *memory_file;         /* of external memory, else NULL */
     GPtrArray *files;          /* of BeSnapshotFile; the memory file is the last */
+    struct BeFiles *guest_files; /* be_snapshot_guest_files() has it */
 } BeSnapshot;
+
+/**
+ * be_snapshot_guest_files: the guest's files as of the snapshot; see backend-files.h.
+ * Where an appliance has to be started for a path, its errno is also one of those of
+ * be_snapshot_file_prepare(), or EBUSY while snapshots of the machine are being deleted.
+ * Returns: (transfer none): valid as long as the snapshot, and to be asked only by who
+ * has that.
+ */
+struct BeFiles *be_snapshot_guest_files(BeSnapshot *snapshot);
 
 /**
  * BeSnapshotFile: something of a snapshot that can be read: a disk, or its memory.

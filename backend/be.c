@@ -23,7 +23,7 @@
 #include "backend/objects.h"
 #include "backend/owner.h"
 #include "backend/private.h"
-#include "backend/snapshot-read.h"
+#include "backend/readings.h"
 #include "backend/snapshot.h"
 #include "backend/record.h"
 #include "backend/trust.h"

@@ -17,6 +17,7 @@
 #include "backend/objects.h"
 #include "backend/merge-progress.h"
 #include "backend/qemu-img.h"
+#include "backend/readings.h"
 #include "backend/step.h"
 
 void delete_disk_free(gpointer data)
@@ -479,6 +480,7 @@ static gboolean run_delete(Be *be, BeJob *job, gpointer data, GError **error)
     plan->domain = be_conn_domain(be->action_conn, plan->uuid, error);
     good = plan->domain && be_change_nothing_runs(be, plan->domain, plan->uuid, error);
     if (good) {
+        be_readings_stop(be, plan->uuid);
         plan->hidden = !plan->commit;
         if (plan->hidden) {
             be_objects_hide(be, BE_SNAPSHOTS, plan->uuid, plan->name);
@@ -486,6 +488,7 @@ static gboolean run_delete(Be *be, BeJob *job, gpointer data, GError **error)
         good = delete_settle_pending(plan, error) && delete_all(plan, error);
         good = delete_let_go(plan, good ? error : NULL) && good;
         delete_record_end(plan);
+        be_readings_go_on(be, plan->uuid);
     }
     if (plan->hidden) {
         be_objects_unhide(be, BE_SNAPSHOTS, plan->uuid, plan->name);

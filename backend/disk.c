@@ -127,16 +127,26 @@ void be_disk_set_rate(const BeDisk *disk, BeRate *rate)
     }
 }
 
-guint be_disk_readers(const BeDisk *disk)
+static guint count_readers(const BeDisk *disk, guint (*count)(BeStream *stream))
 {
     BeStream *streams[STREAMS];
     guint readers = 0;
 
     streams_of(disk, streams);
     for (guint i = 0; i < STREAMS; i++) {
-        readers += streams[i] ? be_stream_readers(streams[i]) : 0;
+        readers += streams[i] ? count(streams[i]) : 0;
     }
     return readers;
+}
+
+guint be_disk_readers(const BeDisk *disk)
+{
+    return count_readers(disk, be_stream_readers);
+}
+
+guint be_disk_takers(const BeDisk *disk)
+{
+    return count_readers(disk, be_stream_takers);
 }
 
 gboolean be_disk_was_taken(const BeDisk *disk)

@@ -62,8 +62,10 @@ void be_disk_set_rate(const BeDisk *disk, BeRate *rate);
 
 /**
  * be_disk_readers: how many readers have the stream or a view open.
+ * be_disk_takers: without the quiet ones (be_reader_new_quiet()).
  */
 guint be_disk_readers(const BeDisk *disk);
+guint be_disk_takers(const BeDisk *disk);
 
 /**
  * be_disk_was_taken: whether somebody read one image of the disk to its end without

@@ -468,15 +468,15 @@ static gint64 due_ms(const Appliance *appliance)
 static gboolean is_over(const Appliance *appliance)
 {
     BeFiles *files = appliance->files;
-    gboolean over, closed;
+    gboolean over, stopped;
 
     g_mutex_lock(&files->lock);
-    closed = files->closed;
+    stopped = files->closed || files->gives_way;
     over = !appliance->flying.head && !files->submitted.head && appliance->ready
            && (files->evicted
                || g_get_monotonic_time() - files->used_us >= files->pool->idle_us);
     g_mutex_unlock(&files->lock);
-    return closed || over;
+    return stopped || over;
 }
 
 static void check_time(Appliance *appliance)
@@ -578,9 +578,12 @@ FilesEnd be_files_run(BeFiles *files, gboolean tcg, GError **error)
         fail_flying(&appliance, appliance.error);
         g_propagate_error(error, appliance.error);
     } else {
-        g_autoptr(GError) gone = g_error_new(BE_ERROR, EIO, "%s has ended", files->name);
+        g_autoptr(GError) stopped = NULL;
 
-        fail_flying(&appliance, gone);
+        g_mutex_lock(&files->lock);
+        stopped = be_files_stopped_locked(files);
+        g_mutex_unlock(&files->lock);
+        fail_flying(&appliance, stopped);
     }
     return end;
 }

@@ -175,7 +175,7 @@ static Connection *connection_new(int fd, BeStream *stream, int kick_fd)
     connection->fd = fd;
     connection->kick_fd = kick_fd;
     connection->stream = be_stream_ref(stream);
-    connection->reader = be_reader_new(stream);
+    connection->reader = be_reader_new_quiet(stream);
     connection->input = g_byte_array_new();
     add_u64(greeting, MAGIC);
     add_u64(greeting, MAGIC_OPTION);

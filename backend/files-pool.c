@@ -220,6 +220,35 @@ void be_files_pool_stop(BeFilesPool *pool)
     g_mutex_unlock(&pool->lock);
 }
 
+static void give_way(BeFiles *files)
+{
+    g_mutex_lock(&files->lock);
+    if (files->running) {
+        files->gives_way = TRUE;
+        (void)eventfd_write(files->kick_fd, 1);
+    }
+    while (files->running && files->gives_way && !files->closed) {
+        g_cond_wait(&files->changed, &files->lock);
+    }
+    g_mutex_unlock(&files->lock);
+}
+
+void be_files_give_way(BeFilesPool *pool, const char *owner)
+{
+    g_autoptr(GPtrArray) threads = NULL;
+
+    g_mutex_lock(&pool->lock);
+    threads = copy_of(pool->threads);
+    g_mutex_unlock(&pool->lock);
+    for (guint i = 0; i < threads->len; i++) {
+        BeFiles *files = g_ptr_array_index(threads, i);
+
+        if (g_strcmp0(files->owner, owner) == 0) {
+            give_way(files);
+        }
+    }
+}
+
 void be_files_pool_free(BeFilesPool *pool)
 {
     if (!pool) {

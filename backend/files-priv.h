@@ -57,7 +57,10 @@ struct BeFiles {
     gatomicrefcount refs;
     BeFilesPool *pool;
     char *name;
-    GPtrArray *disks;          /* of BeDisk; borrowed until closed */
+    GPtrArray *disks;          /* of BeDisk; borrowed until closed, or with what follows ours */
+    BeFilesPrepare prepare;    /* NULL: the disks are borrowed, and have their streams */
+    gpointer prepare_user;     /* not touched once closed */
+    char *owner;               /* or NULL */
     int kick_fd;               /* eventfd: there is something new for the thread */
 
     GMutex lock;
@@ -69,6 +72,8 @@ struct BeFiles {
     GThread *thread;           /* for comparing alone */
     gboolean closed;
     gboolean evicted;          /* another one wants its place */
+    gboolean gives_way;        /* it is to end, whatever it does */
+    gboolean preparing;        /* the streams of the disks are being made */
     char **volumes;            /* NULL as long as no appliance has looked */
     gint64 hold_us;            /* no appliance before: the last ones failed */
     GError *hold_error;
@@ -82,6 +87,16 @@ struct BeFiles {
  * call fails from inside where that is known to be in vain.
  */
 void be_files_submit(BeFiles *files, FilesCall *call);
+
+/**
+ * be_files_stopped_locked: why an appliance is to end or not to start, or NULL.
+ */
+GError *be_files_stopped_locked(const BeFiles *files);
+
+/**
+ * be_files_fail_submitted: fails all that is queued.
+ */
+void be_files_fail_submitted(BeFiles *files, const GError *error);
 
 /**
  * be_files_call_end: ends one call, which is not queued anywhere any more.

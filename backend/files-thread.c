@@ -35,15 +35,6 @@ static gboolean run_by_any_means(BeFiles *files, GError **error)
 
 /* ---- The thread -------------------------------------------------------------- */
 
-static void fail_submitted(BeFiles *files, const GError *error)
-{
-    FilesCall *call;
-
-    while ((call = be_files_take(files))) {
-        be_files_end_taken(files, call, NULL, 0, error);
-    }
-}
-
 /* A broken file system must not have one appliance started after the other. */
 static void note_failure_locked(BeFiles *files, const GError *error)
 {
@@ -74,6 +65,7 @@ static gboolean finish(BeFiles *files, const GError *error)
     files->evicted = FALSE;
     over = !files->submitted.head;
     if (over) {
+        files->gives_way = FALSE;
         files->running = FALSE;
         files->thread = NULL;
         g_cond_broadcast(&files->changed);
@@ -82,14 +74,15 @@ static gboolean finish(BeFiles *files, const GError *error)
     return over;
 }
 
-static gboolean is_closed(BeFiles *files)
+/* Why nothing is started for those who still ask, or NULL. */
+static GError *stopped(BeFiles *files)
 {
-    gboolean closed;
+    GError *error;
 
     g_mutex_lock(&files->lock);
-    closed = files->closed;
+    error = be_files_stopped_locked(files);
     g_mutex_unlock(&files->lock);
-    return closed;
+    return error;
 }
 
 gpointer be_files_thread(gpointer data)
@@ -98,17 +91,17 @@ gpointer be_files_thread(gpointer data)
     gboolean over;
 
     do {
-        g_autoptr(GError) error = NULL;
+        g_autoptr(GError) error = stopped(files);
 
-        if (!is_closed(files) && be_files_pool_enter(files, &error)) {
+        if (!error && be_files_pool_enter(files, &error)) {
             (void)run_by_any_means(files, &error);
             be_files_pool_leave(files);
         }
-        if (!error && is_closed(files)) {
-            error = g_error_new(BE_ERROR, EIO, "%s has ended", files->name);
+        if (!error) {
+            error = stopped(files);
         }
         if (error) {
-            fail_submitted(files, error);
+            be_files_fail_submitted(files, error);
         }
         over = finish(files, error);
     } while (!over);

@@ -35,6 +35,22 @@ BeFiles *be_files_new(BeFilesPool *pool, const char *name, GPtrArray *disks)
     return files;
 }
 
+BeFiles *be_files_new_prepared(BeFilesPool *pool, const char *name, GPtrArray *disks,
+                               const char *owner, BeFilesPrepare prepare, gpointer user)
+{
+    BeFiles *files = be_files_new(pool, name, disks);
+
+    files->owner = g_strdup(owner);
+    files->prepare = prepare;
+    files->prepare_user = user;
+    return files;
+}
+
+GPtrArray *be_files_disks(BeFiles *files)
+{
+    return files->disks;
+}
+
 BeFiles *be_files_ref(BeFiles *files)
 {
     g_atomic_ref_count_inc(&files->refs);
@@ -49,8 +65,12 @@ void be_files_unref(BeFiles *files)
     if (files->kick_fd >= 0) {
         close(files->kick_fd);
     }
+    if (files->prepare) {
+        g_ptr_array_unref(files->disks);
+    }
     files_cache_free(files->cache);
     g_strfreev(files->volumes);
+    g_free(files->owner);
     g_clear_error(&files->hold_error);
     g_free(files->name);
     g_cond_clear(&files->changed);
@@ -78,6 +98,20 @@ void be_files_close(BeFiles *files)
     g_mutex_unlock(&files->lock);
 }
 
+void be_files_discard(BeFiles *files)
+{
+    if (!files) {
+        return;
+    }
+    g_mutex_lock(&files->lock);
+    files->closed = TRUE;
+    if (files->running) {
+        (void)eventfd_write(files->kick_fd, 1);
+    }
+    g_mutex_unlock(&files->lock);
+    be_files_unref(files);
+}
+
 /* ---- Calls ------------------------------------------------------------------- */
 
 void be_files_call_end(FilesCall *call, const guint8 *data, gsize length, const GError *error)
@@ -88,11 +122,26 @@ void be_files_call_end(FilesCall *call, const guint8 *data, gsize length, const 
     g_free(path);
 }
 
-/* Why no appliance may be started now, or NULL. */
-static GError *refusal_locked(const BeFiles *files)
+GError *be_files_stopped_locked(const BeFiles *files)
 {
     if (files->closed) {
         return g_error_new(BE_ERROR, EIO, "%s has ended", files->name);
+    }
+    if (files->gives_way) {
+        return g_error_new(BE_ERROR, EBUSY,
+                           "the snapshots of this machine are being changed; wait for the end of "
+                           "that");
+    }
+    return NULL;
+}
+
+/* Why a call is in vain now, or NULL. */
+static GError *refusal_locked(const BeFiles *files)
+{
+    GError *error = be_files_stopped_locked(files);
+
+    if (error) {
+        return error;
     }
     if (!files->running && files->hold_error && g_get_monotonic_time() < files->hold_us) {
         return g_error_copy(files->hold_error);
@@ -104,9 +153,6 @@ static GError *start_locked(BeFiles *files)
 {
     GThread *thread;
 
-    if (files->kick_fd < 0) {
-        files->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    }
     thread = files->kick_fd < 0
                  ? NULL
                  : g_thread_try_new("files", be_files_thread, files, NULL);
@@ -120,14 +166,50 @@ static GError *start_locked(BeFiles *files)
     return NULL;
 }
 
+void be_files_fail_submitted(BeFiles *files, const GError *error)
+{
+    FilesCall *call;
+
+    while ((call = be_files_take(files))) {
+        be_files_end_taken(files, call, NULL, 0, error);
+    }
+}
+
+static void prepared(const GError *prepare_error, gpointer user)
+{
+    BeFiles *files = user;
+    g_autoptr(GError) error = prepare_error ? g_error_copy(prepare_error) : NULL;
+
+    g_mutex_lock(&files->lock);
+    files->preparing = FALSE;
+    if (!error) {
+        error = refusal_locked(files);
+    }
+    if (!error && !files->running) {
+        error = start_locked(files);
+    }
+    g_mutex_unlock(&files->lock);
+    if (error) {
+        be_files_fail_submitted(files, error);
+    }
+    be_files_unref(files);
+}
+
 void be_files_submit(BeFiles *files, FilesCall *call)
 {
     g_autoptr(GError) error = NULL;
+    gboolean prepare = FALSE;
 
     call->link.data = call;
     g_mutex_lock(&files->lock);
+    if (files->kick_fd < 0) {
+        files->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    }
     error = refusal_locked(files);
-    if (!error && !files->running) {
+    if (!error && !files->running && files->prepare) {
+        prepare = !files->preparing;
+        files->preparing = TRUE;
+    } else if (!error && !files->running) {
         error = start_locked(files);
     }
     if (!error) {
@@ -138,6 +220,9 @@ void be_files_submit(BeFiles *files, FilesCall *call)
     g_mutex_unlock(&files->lock);
     if (error) {
         be_files_call_end(call, NULL, 0, error);
+    }
+    if (prepare) {
+        files->prepare(files->prepare_user, prepared, be_files_ref(files));
     }
 }
 

@@ -33,6 +33,26 @@ void be_files_print(Be *be, GString *out);
  * Starts nothing.  Any thread.
  */
 BeFiles *be_files_new(BeFilesPool *pool, const char *name, GPtrArray *disks);
+
+/**
+ * BeFilesPrepare: has the streams of the disks made; calls @done once, from inside or
+ * later, on any thread.  Called by who asks for a path, before an appliance starts.
+ */
+typedef void (*BeFilesPrepare)(gpointer user, BeDone done, gpointer done_user);
+
+/**
+ * be_files_new_prepared: the same of disks without streams as yet.
+ * @disks: (transfer full) (element BeDisk): theirs are set before @done is called
+ * @owner: of the disks, for be_files_give_way(); never followed
+ * @user: for @prepare; there until be_files_discard()
+ */
+BeFiles *be_files_new_prepared(BeFilesPool *pool, const char *name, GPtrArray *disks,
+                               const char *owner, BeFilesPrepare prepare, gpointer user);
+/**
+ * be_files_disks: Returns: (transfer none): the disks that it was made with.
+ */
+GPtrArray *be_files_disks(BeFiles *files);
+
 BeFiles *be_files_ref(BeFiles *files);
 void be_files_unref(BeFiles *files);
 
@@ -42,3 +62,15 @@ void be_files_unref(BeFiles *files);
  * the streams are closed.  Harmless when repeated.
  */
 void be_files_close(BeFiles *files);
+
+/**
+ * be_files_discard: the same without waiting, and gives the reference back: for disks
+ * that are its own.  Any thread; NULL is allowed.
+ */
+void be_files_discard(BeFiles *files);
+
+/**
+ * be_files_give_way: ends the appliances of all objects of an owner, whoever uses them
+ * (EBUSY), and waits until they are gone.  Blocks, as a rule some milliseconds; workers.
+ */
+void be_files_give_way(BeFilesPool *pool, const char *owner);

@@ -20,19 +20,31 @@ static char zeroes[1024 * 1024];
 
 /* ---- Reader ---- */
 
-BeReader *be_reader_new(BeStream *stream)
+static BeReader *reader_new(BeStream *stream, gboolean quiet)
 {
     BeReader *reader = g_new0(BeReader, 1);
 
     g_atomic_ref_count_init(&reader->refs);
     reader->stream = be_stream_ref(stream);
+    reader->quiet = quiet;
     reader->chunks = g_ptr_array_new();
     reader->link.data = reader;
     g_mutex_lock(&stream->lock);
     g_queue_push_tail_link(&stream->readers, &reader->link);
-    stream->was_opened = TRUE;
+    stream->readers_quiet += quiet;
+    stream->was_opened |= !quiet;
     g_mutex_unlock(&stream->lock);
     return reader;
+}
+
+BeReader *be_reader_new(BeStream *stream)
+{
+    return reader_new(stream, FALSE);
+}
+
+BeReader *be_reader_new_quiet(BeStream *stream)
+{
+    return reader_new(stream, TRUE);
 }
 
 static void reader_unref(BeReader *reader)
@@ -68,6 +80,7 @@ void be_reader_free(BeReader *reader)
     }
     be_chunk_abandon_locked(reader);
     g_queue_unlink(&stream->readers, &reader->link);
+    stream->readers_quiet -= reader->quiet;
     if (stream->readers.length == 0) {
         be_chunk_spare_free_locked(stream);
     }
@@ -267,7 +280,7 @@ void be_read_end_locked(BeRead *read, int errnum, GQueue *ended)
     if (errnum) {
         be_read_release_locked(read);
     } else {
-        be_stream_delivered_locked(stream, read->offset, read->length);
+        be_stream_delivered_locked(read->reader, read->offset, read->length);
     }
     g_queue_push_tail_link(ended, &read->link);
 }
@@ -393,7 +406,7 @@ static void read_now_done(const void *buffer, int errnum, gpointer user)
 
     if (errnum == 0) {
         g_mutex_lock(&stream->lock);
-        be_stream_delivered_locked(stream, read->offset, read->length);
+        be_stream_delivered_locked(read->reader, read->offset, read->length);
         stream->bytes_fetched += read->length;
         g_mutex_unlock(&stream->lock);
     }

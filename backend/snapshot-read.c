@@ -17,23 +17,20 @@
 #include <fcntl.h>
 #include <libvirt/libvirt.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "backend/disk.h"
 #include "backend/error.h"
 #include "backend/file-stream.h"
 #include "backend/image-stream.h"
 #include "backend/job.h"
+#include "backend/readings.h"
 
 #define WATCH_MS 1000
 #define REST_US (5 * G_USEC_PER_SEC)
 
 /* libvirt's time is that of the request, in whole seconds; images are flushed later. */
 #define SLACK_S 15
-
-#define MARK ".readings"
 
 /* What was made for a file; shared with the watch over its server. */
 typedef struct {
@@ -44,6 +41,7 @@ typedef struct {
     BeImageServer *server;     /* as disk; NULL: a plain file */
     gboolean closed;           /* guarded by lock; nobody has the snapshot any more */
     gint64 idle_us;            /* the timer thread's: since when nobody reads; 0: somebody does */
+    guint64 fetched;           /* the timer thread's: bytes up to then */
 } Slot;
 
 /* What BeSnapshotFile is to us. */
@@ -55,12 +53,6 @@ typedef struct {
     char *beside;              /* the memory file of the snapshot, or NULL */
     Slot *slot;
 } ReadFile;
-
-struct BeReadings {
-    GMutex lock;
-    char *path;                /* guarded by lock; of the sockets; NULL: not made yet */
-    int mark_fd;               /* guarded by lock; locked as long as we live */
-};
 
 /* ---- Slots ------------------------------------------------------------------------- */
 
@@ -99,6 +91,26 @@ static void rest(Be *be G_GNUC_UNUSED, gpointer data)
     be_image_server_rest(slot->server);
 }
 
+/* An appliance has the disk open as long as it runs, and that keeps no server. */
+static gboolean is_in_use(Slot *slot)
+{
+    guint64 fetched = be_stream_bytes_fetched(slot->disk->stream);
+    gboolean moved = fetched != slot->fetched;
+
+    slot->fetched = fetched;
+    return moved || be_disk_takers(slot->disk) > 0;
+}
+
+/* Of a machine whose images are about to be changed. */
+static void give_way(gpointer data)
+{
+    Slot *slot = data;
+
+    if (be_disk_takers(slot->disk) == 0) {
+        be_image_server_rest(slot->server);
+    }
+}
+
 /* Walkers make slots whose server never starts: watching one costs nothing. */
 static gboolean watch(gpointer data)
 {
@@ -110,9 +122,10 @@ static gboolean watch(gpointer data)
     closed = slot->closed;
     g_mutex_unlock(&slot->lock);
     if (closed || g_atomic_int_get(&slot->be->stopping)) {
+        be_readings_remove(slot->be, slot);
         return G_SOURCE_REMOVE;
     }
-    if (be_disk_readers(slot->disk) > 0 || !be_image_server_is_up(slot->server)) {
+    if (is_in_use(slot) || !be_image_server_is_up(slot->server)) {
         slot->idle_us = 0;
     } else if (slot->idle_us == 0) {
         slot->idle_us = now_us;
@@ -121,96 +134,6 @@ static gboolean watch(gpointer data)
         be_query(slot->be, rest, slot_ref(slot), slot_unref);
     }
     return G_SOURCE_CONTINUE;
-}
-
-/* ---- The directory of the sockets ---------------------------------------------------- */
-
-BeReadings *be_readings_new(void)
-{
-    BeReadings *readings = g_new0(BeReadings, 1);
-
-    g_mutex_init(&readings->lock);
-    readings->mark_fd = -1;
-    return readings;
-}
-
-void be_readings_free(BeReadings *readings)
-{
-    if (!readings) {
-        return;
-    }
-    if (readings->path) {
-        be_dirs_remove(readings->path);
-        close(readings->mark_fd);
-    }
-    g_mutex_clear(&readings->lock);
-    g_free(readings->path);
-    g_free(readings);
-}
-
-/* The lock on the mark goes with the process, so a dead one's directory is known. */
-static int take_mark(const char *dir)
-{
-    g_autofree char *mark = g_build_filename(dir, MARK, NULL);
-    int fd = open(mark, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-
-    if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        close(fd);
-        errno = EBUSY;
-        return -1;
-    }
-    return fd;
-}
-
-static gboolean make_directory_locked(Be *be, GError **error)
-{
-    BeReadings *readings = be->readings;
-    g_autofree char *path = NULL;
-
-    if (readings->path) {
-        return TRUE;
-    }
-    path = be_dirs_ensure(be->run_dir, 0711, error) ? be_dirs_random(be->run_dir, error) : NULL;
-    if (!path || !be_dirs_private(path, geteuid(), getegid(), error)) {
-        return FALSE;
-    }
-    readings->mark_fd = take_mark(path);
-    if (readings->mark_fd < 0) {
-        be_error_set_errno(error, errno, "cannot lock '%s'", path);
-        be_dirs_remove(path);
-        return FALSE;
-    }
-    readings->path = g_steal_pointer(&path);
-    return TRUE;
-}
-
-static const char *socket_directory(Be *be, GError **error)
-{
-    gboolean made;
-
-    g_mutex_lock(&be->readings->lock);
-    made = make_directory_locked(be, error);
-    g_mutex_unlock(&be->readings->lock);
-    return made ? be->readings->path : NULL;
-}
-
-void be_readings_tidy(Be *be)
-{
-    g_autoptr(GDir) dir = g_dir_open(be->run_dir, 0, NULL);
-    const char *name;
-
-    while (dir && (name = g_dir_read_name(dir))) {
-        g_autofree char *path = g_build_filename(be->run_dir, name, NULL);
-        g_autofree char *mark = g_build_filename(path, MARK, NULL);
-        int fd = open(mark, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-
-        if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0) {
-            be_dirs_remove(path);
-        }
-        if (fd >= 0) {
-            close(fd);
-        }
-    }
 }
 
 /* ---- Which images ---------------------------------------------------------------------- */
@@ -337,6 +260,9 @@ static gboolean check_images(gpointer user, GError **error)
     Images *images = user;
     g_autoptr(GPtrArray) chain = NULL;
 
+    if (!be_readings_are_allowed(images->be, images->uuid, error)) {
+        return FALSE;
+    }
     if (!find_images(images, &chain, error)) {
         return FALSE;
     }
@@ -384,7 +310,7 @@ static BeDisk *open_disk(const ReadFile *file, const BeSnapshot *snapshot,
     BeStream *stream;
 
     if (!base_is_readable(be, file, error)
-        || !(source.directory = socket_directory(be, error))) {
+        || !(source.directory = be_readings_directory(be, error))) {
         return NULL;
     }
     images = g_new0(Images, 1);
@@ -448,7 +374,7 @@ static void preparation_free(gpointer data)
 }
 
 /* Two may have prepared at once: the first one's is taken. */
-static void fill_slot(Slot *slot, BeDisk *disk, BeImageServer *server)
+static void fill_slot(Slot *slot, const char *uuid, BeDisk *disk, BeImageServer *server)
 {
     gboolean first;
 
@@ -463,6 +389,7 @@ static void fill_slot(Slot *slot, BeDisk *disk, BeImageServer *server)
         be_disk_free(disk);
         be_image_server_unref(server);
     } else if (server) {
+        be_readings_add(slot->be, uuid, slot_ref(slot), give_way, slot_unref);
         g_source_unref(be_timer_add(slot->be, WATCH_MS, watch, slot_ref(slot), slot_unref));
     }
 }
@@ -483,7 +410,7 @@ static void prepare(Be *be, gpointer data)
                         : open_disk(file, preparation->snapshot, &server, &error);
     if (disk) {
         file->slot->be = be;
-        fill_slot(file->slot, disk, server);
+        fill_slot(file->slot, preparation->snapshot->object.domain_uuid, disk, server);
     }
     preparation->done(error, preparation->user);
 }

@@ -7,19 +7,6 @@
 #include "backend/private.h"
 #include "backend/xml.h"
 
-BeReadings *be_readings_new(void);
-
-/**
- * be_readings_free: removes the directory of the sockets.
- */
-void be_readings_free(BeReadings *readings);
-
-/**
- * be_readings_tidy: removes what processes that were killed have left in RUN_DIR.
- * Blocks on local files; before the first reading.
- */
-void be_readings_tidy(Be *be);
-
 /**
  * be_snapshot_files_new: what can be read of a snapshot: its disks, and, last and with
  * the target "memory", its memory file.

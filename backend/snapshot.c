@@ -11,6 +11,7 @@
 #include <libvirt/virterror.h>
 
 #include "backend/error.h"
+#include "backend/files.h"
 #include "backend/job.h"
 #include "backend/objects.h"
 #include "backend/snapshot-read.h"
@@ -80,6 +81,7 @@ static void clear_snapshot(BeObject *object)
 
     g_free(snapshot->state);
     g_free(snapshot->memory_file);
+    be_files_discard(snapshot->guest_files);
     g_ptr_array_unref(snapshot->files);
 }
 

@@ -81,6 +81,7 @@ struct BeStream {
     GQueue reads_ended;        /* for the clock */
 
     GQueue readers;            /* of BeReader */
+    guint readers_quiet;       /* those of them that are quiet */
     guint readers_active;      /* those of them that have chunks */
     GPtrArray *spare;          /* of BeChunk, with buffers that nobody uses */
 
@@ -89,7 +90,7 @@ struct BeStream {
     guint64 bytes_read;
     guint64 bytes_fetched;
     BeMeter meter;             /* of bytes_read */
-    gboolean was_opened;       /* there was a reader */
+    gboolean was_opened;       /* there was a reader, not a quiet one */
     BeCovered *delivered;      /* what readers were given */
     guint64 whole_start;       /* what they have to be given: be_stream_was_read_whole() */
     guint64 whole_end;
@@ -120,6 +121,7 @@ typedef struct {
 struct BeReader {
     gatomicrefcount refs;
     BeStream *stream;          /* a reference */
+    gboolean quiet;            /* constant: see be_reader_new_quiet() */
     /* guarded by stream->lock */
     GList link;                /* in stream->readers */
     GPtrArray *chunks;         /* of BeChunk, in no order */
@@ -175,7 +177,7 @@ void be_stream_deliver_all_and_unlock(BeStream *stream, GQueue *reads, GQueue *s
 void be_stream_busy_end_locked(BeStream *stream);
 
 /* A reader got these bytes. */
-void be_stream_delivered_locked(BeStream *stream, guint64 offset, guint64 length);
+void be_stream_delivered_locked(const BeReader *reader, guint64 offset, guint64 length);
 
 /* Has @stream limited by what limits @other now. */
 void be_stream_share_rate(BeStream *stream, BeStream *other);

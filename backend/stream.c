@@ -159,13 +159,17 @@ guint64 be_stream_bytes_fetched(BeStream *stream)
  * Who skips holes leaves gaps; with the hole behind it each piece touches the next
  * one, so that a disk of many pieces is still one range.
  */
-void be_stream_delivered_locked(BeStream *stream, guint64 offset, guint64 length)
+void be_stream_delivered_locked(const BeReader *reader, guint64 offset, guint64 length)
 {
+    BeStream *stream = reader->stream;
     guint64 end = offset + length;
     guint64 data;
 
     stream->bytes_read += length;
     be_meter_add(&stream->meter, g_get_monotonic_time(), length);
+    if (reader->quiet) {
+        return;
+    }
     if (stream->map && be_extents_next(stream->map, end, TRUE, &data) == BE_NEXT_FOUND) {
         end = data;
     }
@@ -229,6 +233,16 @@ guint be_stream_readers(BeStream *stream)
     readers = stream->readers.length;
     g_mutex_unlock(&stream->lock);
     return readers;
+}
+
+guint be_stream_takers(BeStream *stream)
+{
+    guint takers;
+
+    g_mutex_lock(&stream->lock);
+    takers = stream->readers.length - stream->readers_quiet;
+    g_mutex_unlock(&stream->lock);
+    return takers;
 }
 
 char *be_stream_reason(BeStream *stream)

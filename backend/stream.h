@@ -133,8 +133,16 @@ char *be_stream_reason(BeStream *stream);
 
 /**
  * be_stream_readers: how many BeReaders are open.
+ * be_stream_takers: without the quiet ones.
  */
 guint be_stream_readers(BeStream *stream);
+guint be_stream_takers(BeStream *stream);
+
+/**
+ * be_reader_new_quiet: as be_reader_new(), for who looks at the disk and takes no copy
+ * of it: what is read through it does not count for be_stream_was_read_whole().
+ */
+BeReader *be_reader_new_quiet(BeStream *stream);
 
 /**
  * be_stream_bytes_read: bytes handed to readers, holes too.

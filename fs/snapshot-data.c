@@ -176,3 +176,10 @@ void fs_snapshot_memory_prepare(FsItem *item, BeDone done, gpointer user)
 {
     be_snapshot_file_prepare(item->data, memory_of(item), done, user);
 }
+
+/* ---- The guest's files ------------------------------------------------------------ */
+
+BeFiles *fs_snapshot_files(FsItem *item)
+{
+    return be_snapshot_guest_files(item->data);
+}

@@ -33,6 +33,7 @@ void fs_snapshot_fetch_map(Fs *fs, FsItem *item, BeTextDone done, gpointer user)
 gboolean fs_snapshot_has_memory(FsItem *item);
 BeStream *fs_snapshot_memory_stream(FsItem *item);
 void fs_snapshot_memory_prepare(FsItem *item, BeDone done, gpointer user);
+BeFiles *fs_snapshot_files(FsItem *item);
 void fs_snapshot_xattrs(FsItem *item, FsXattrAdd add, gpointer user);
 
 BeJob *fs_snapshot_drop(const FsAct *act, GError **error);

@@ -7,7 +7,7 @@
  *     <vm>/      uuid id state domain.xml control error job
  *       snapshots/ current
  *         <name>/  created state description parent memory snapshot.xml domain.xml control error
- *           disks/ full/ maps/  as below
+ *           disks/ full/ maps/ files/  as below
  *       checkpoints/ latest
  *         <name>/  created description parent checkpoint.xml domain.xml valid control error
  *           changed/ <target>
@@ -152,6 +152,7 @@ static const FsDef snapshot_rows[] = {
             .flags = FS_HIDDEN),
     DIR_ROW("maps", .list = fs_snapshot_maps_list, .child = &snapshot_map_row,
             .flags = FS_HIDDEN),
+    GUEST_ROW("files", .files = fs_snapshot_files, .child = &guest_row, .flags = FS_HIDDEN),
     END_ROW,
 };
 

@@ -7,7 +7,6 @@ change nothing.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -25,6 +24,8 @@ import bed
 import fsutil
 from bed import MIB, Disk, Guest, Mount, raises_errno, sh, wait_for
 from conftest import MakeMount
+from guestfiles import (Seen, appliance_processes, environment, errno_of, host_traces,
+                        is_in_flight, kill, starts, walk)
 
 FILES = int(os.environ.get("VMSNAPFS_FILES", "2000"))
 IMAGES = int(os.environ.get("VMSNAPFS_HOSTILE", "2"))
@@ -34,50 +35,7 @@ ODD_NAMES = [b"new\nline", b"caf\xc3\xa9", b"latin-\xe9", b"-rf", b" ", b"100%",
 LONG = 24 * MIB
 
 
-def environment() -> dict[str, str]:
-    """One appliance for the whole run; built by whoever is first."""
-    cache = bed.bed_dir() / "appliance"
-    cache.mkdir(mode=0o700, exist_ok=True)
-    return {"LIBGUESTFS_CACHEDIR": str(cache), "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
-
-
 ### What is on the disks
-
-@dataclass
-class Seen:
-    """A file as the kernel that wrote it sees it."""
-    mode: int
-    owner: tuple[int, int]
-    links: int
-    size: int
-    mtime: int
-    digest: str
-    xattrs: dict[str, bytes]
-
-
-def look(path: bytes) -> Seen:
-    attr = os.lstat(path)
-    digest = ""
-    if stat.S_ISREG(attr.st_mode):
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest() \
-                if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
-    xattrs = {name: os.getxattr(path, name, follow_symlinks=False)
-              for name in os.listxattr(path, follow_symlinks=False)
-              if not name.startswith("security.selinux")}
-    return Seen(attr.st_mode, (attr.st_uid, attr.st_gid), attr.st_nlink, attr.st_size,
-                attr.st_mtime_ns, digest, xattrs)
-
-
-def walk(top: Path) -> dict[bytes, Seen]:
-    found = {}
-    base = os.fsencode(top)
-    for directory, dirs, files in os.walk(base):
-        for name in dirs + files:
-            path = os.path.join(directory, name)
-            found[os.path.relpath(path, base)] = look(path)
-    return found
-
 
 def fill_system(top: Path) -> None:
     """What makes a system of it, and everything that is not harmless."""
@@ -261,49 +219,6 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disks]:
 
 ### Ends (before the shared mount is there: one process serves a host)
 
-def appliance_processes() -> dict[int, str]:
-    """The processes in the bed that belong to appliances: pid -> name."""
-    found = {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (directory / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        name = os.path.basename(command[0]).decode(errors="replace")
-        if name == "vmsnapfs-files" or (name.startswith("qemu-system")
-                                        and any(b"/tmp/libguestfs" in word for word in command)):
-            found[int(directory.name)] = name
-    return found
-
-
-def host_traces() -> set[str]:
-    return {str(path) for top in ("/tmp", "/var/tmp") for path in Path(top).glob("*guestfs*")}
-
-
-def kill(name: str, number: int = signal.SIGKILL) -> None:
-    pids = [pid for pid, found in appliance_processes().items() if found.startswith(name)]
-    assert pids
-    for pid in pids:
-        os.kill(pid, number)
-
-
-def is_in_flight(mount: Mount) -> bool:
-    """Whether somebody waits for the mount in the kernel."""
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            if "request_wait_answer" in (task / "stack").read_text():
-                return True
-    return False
-
-
-def errno_of(path: Path) -> int:
-    try:
-        os.listxattr(path)
-    except OSError as error:
-        return error.errno or 0
-    return 0
-
-
 def remount(mount: MakeMount, dead: Mount) -> Mount:
     sh(["umount", "-l", str(dead.path)], check=False)
     return mount("qemu:///system", env=environment())
@@ -470,14 +385,6 @@ def ended(backup: Path) -> bool:
         if error.errno != errno.EBUSY:
             raise
     return not backup.exists()
-
-
-def starts(mount: Mount) -> int:
-    for line in (mount.path / ".vmsnapfs/stats").read_text().splitlines():
-        key, _, value = line.partition(": ")
-        if key == "appliance-starts":
-            return int(value)
-    raise AssertionError("stats does not count appliances")
 
 
 ### What the guest saw
