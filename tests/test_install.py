@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,10 +15,14 @@ from bed import REPO, VMSNAPFS, Guest, Mount, sh
 VMCTL = str(REPO / "contrib" / "vmctl")
 
 
-def test_all_is_installed(tmp_path: Path) -> None:
+def install(tmp_path: Path) -> Path:
     build = VMSNAPFS.parent.parent
     sh(["meson", "install", "-C", str(build), "--no-rebuild", "--destdir", str(tmp_path)])
-    prefix = tmp_path / "usr/local"
+    return tmp_path / "usr/local"
+
+
+def test_all_is_installed(tmp_path: Path) -> None:
+    prefix = install(tmp_path)
     files = {str(p.relative_to(prefix)) for p in prefix.rglob("*") if p.is_file()}
     assert {"bin/vmsnapfs", "bin/vmsnapfs-mountd", "bin/vmctl", "share/man/man5/vmsnapfs.5",
             "share/vmsnapfs/restore", "lib/systemd/system/vmsnapfs@.service"} <= files
@@ -29,6 +34,44 @@ def test_all_is_installed(tmp_path: Path) -> None:
                      if line.startswith("ExecStart="))
         program = start.split("=", 1)[1].split()[0]
         assert os.access(f"{tmp_path}{program}", os.X_OK)
+
+
+def verify(units: list[Path]) -> tuple[int, str]:
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *map(str, units)],
+                          capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    """Every line is known to it, and every program is where the unit says."""
+    prefix = install(tmp_path)
+    units = []
+    for path in sorted((prefix / "lib/systemd/system").iterdir()):
+        units.append(tmp_path / path.name)
+        units[-1].write_text(path.read_text().replace("=/usr/local/", f"={prefix}/"))
+    assert len(units) == 4
+    assert verify(units) == (0, "")
+    units[0].write_text(units[0].read_text().replace("[Service]", "[Service]\nNonsense=yes", 1))
+    assert "Nonsense" in verify(units)[1]
+
+
+def test_apparmor_takes_the_drop_in(tmp_path: Path) -> None:
+    """Debian's profile of every guest includes the file that it is appended to."""
+    base = tmp_path / "apparmor.d"
+    shutil.copytree("/etc/apparmor.d", base)
+    drop_in = base / "local/abstractions/libvirt-qemu"
+    drop_in.parent.mkdir(exist_ok=True)
+    ours = (REPO / "contrib/apparmor/libvirt-qemu").read_text()
+    drop_in.write_text(ours)
+    profile = base / "machine"
+    profile.write_text("abi <abi/3.0>,\n#include <tunables/global>\n"
+                       "profile machine {\n  #include <abstractions/libvirt-qemu>\n}\n")
+    parse = ["/usr/sbin/apparmor_parser", "-Q", "-K", "-b", str(base)]
+    sh([*parse, str(profile)])
+    rules = sh([*parse, "-p", str(profile)]).stdout
+    assert "\n/run/vmsnapfs/** rwk,\n/var/lib/vmsnapfs/scratch/ r,\n" in rules
+    drop_in.write_text(ours + "nonsense\n")
+    assert sh([*parse, str(profile)], check=False).returncode != 0
 
 
 def vmctl(*words: str | Path) -> subprocess.CompletedProcess[str]:
