@@ -7,6 +7,8 @@
  */
 #include "backend/covered.h"
 
+#include <stdlib.h>
+
 typedef struct {
     guint64 start;
     guint64 end;
@@ -60,19 +62,50 @@ static guint first_behind(const BeCovered *covered, guint64 offset)
     return low;
 }
 
-static void forget_shortest(BeCovered *covered)
+static guint64 length_of(const Range *range)
 {
-    guint shortest = 0;
+    return range->end - range->start;
+}
 
-    for (guint i = 1; i < covered->ranges->len; i++) {
+static int compare_lengths(const void *one, const void *two)
+{
+    guint64 a = *(const guint64 *)one;
+    guint64 b = *(const guint64 *)two;
+
+    return a < b ? -1 : a > b;
+}
+
+/*
+ * Half of them at once, the shortest: of random reads each makes a range, and looking
+ * for the one to forget at each of them took longer than the read itself.
+ */
+static void forget_short(BeCovered *covered)
+{
+    guint count = covered->ranges->len;
+    guint alike = count / 2;
+    g_autofree guint64 *lengths = g_new(guint64, count);
+    guint64 limit;
+    guint kept = 0;
+
+    for (guint i = 0; i < count; i++) {
+        lengths[i] = length_of(range_at(covered, i));
+    }
+    qsort(lengths, count, sizeof(*lengths), compare_lengths);
+    limit = lengths[alike - 1];
+    /* Of those that are as long as the limit, as many as the half has room for. */
+    for (guint i = 0; lengths[i] < limit; i++) {
+        alike--;
+    }
+    for (guint i = 0; i < count; i++) {
         const Range *range = range_at(covered, i);
-        const Range *least = range_at(covered, shortest);
 
-        if (range->end - range->start < least->end - least->start) {
-            shortest = i;
+        if (length_of(range) > limit || (length_of(range) == limit && alike == 0)) {
+            *range_at(covered, kept++) = *range;
+        } else if (length_of(range) == limit) {
+            alike--;
         }
     }
-    g_array_remove_index(covered->ranges, shortest);
+    g_array_set_size(covered->ranges, kept);
 }
 
 void be_covered_add(BeCovered *covered, guint64 start, guint64 end)
@@ -96,7 +129,7 @@ void be_covered_add(BeCovered *covered, guint64 start, guint64 end)
     }
     g_array_insert_val(covered->ranges, first, added);
     if (covered->ranges->len > BE_COVERED_MAX) {
-        forget_shortest(covered);
+        forget_short(covered);
     }
 }
 

@@ -9,7 +9,7 @@
 
 #include "backend/extents.h"
 
-/* With more ranges than this the shortest one is forgotten. */
+/* With more ranges than this the shorter half of them is forgotten. */
 #define BE_COVERED_MAX 4096u
 
 typedef struct BeCovered BeCovered;
