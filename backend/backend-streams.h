@@ -46,6 +46,18 @@ typedef void (*BeReadDone)(const struct iovec *iov, int count, int errnum, gpoin
 typedef struct BeRead BeRead;
 
 /**
+ * BeOnWait: this thread waits, and there may be other work for it.
+ */
+typedef void (*BeOnWait)(gpointer user);
+
+/**
+ * be_thread_on_wait: for the rest of this thread's life: while it waits for a server
+ * inside of a call, @func is called when @fd becomes readable; and before it waits for
+ * a disk.  Locks may be held then: @func must not block, nor call the backend.
+ */
+void be_thread_on_wait(int fd, BeOnWait func, gpointer user);
+
+/**
  * be_reader_read: reads @length bytes at @offset; clamped to the size.
  * The one function that may call @done from inside the call: where the bytes are
  * here already or known to be zeroes, behind the end, for a failure that is known

@@ -14,6 +14,7 @@
 
 #include "backend/error.h"
 #include "backend/image.h"
+#include "backend/wait.h"
 
 #define THREADS 2
 #define NOW_MAX ((guint32)64 * 1024)
@@ -26,24 +27,6 @@ typedef struct {
     GThreadPool *pool;         /* of BeTransfer; NULL until open() */
 } FileSource;
 
-/* Returns: 0, or EIO: also for a file that became shorter. */
-static int read_all(const FileSource *source, void *buffer, gsize length, guint64 offset)
-{
-    gsize done = 0;
-
-    while (done < length) {
-        ssize_t got = pread(source->fd, (char *)buffer + done, length - done,
-                            (off_t)(offset + done));
-
-        if (got > 0) {
-            done += (gsize)got;
-        } else if (got == 0 || errno != EINTR) {
-            return EIO;
-        }
-    }
-    return 0;
-}
-
 static void serve(gpointer item, gpointer user)
 {
     BeTransfer *transfer = item;
@@ -51,7 +34,7 @@ static void serve(gpointer item, gpointer user)
     int errnum = EIO;
 
     if (!g_atomic_int_get(&source->cancelled)) {
-        errnum = read_all(source, transfer->buffer, transfer->length, transfer->offset);
+        errnum = be_pread_whole(source->fd, transfer->buffer, transfer->length, transfer->offset);
     }
     transfer->done(transfer, errnum);
 }
@@ -97,8 +80,9 @@ static gboolean source_read_now(gpointer data, guint64 offset, guint32 length,
         return FALSE;
     }
     buffer = g_malloc(length);
-    errnum = g_atomic_int_get(&source->cancelled) ? EIO
-                                                  : read_all(source, buffer, length, offset);
+    errnum = g_atomic_int_get(&source->cancelled)
+                 ? EIO
+                 : be_pread_whole(source->fd, buffer, length, offset);
     sink(buffer, errnum, user);
     return TRUE;
 }

@@ -18,6 +18,7 @@
 #include "backend/error.h"
 #include "backend/imagelock.h"
 #include "backend/lease.h"
+#include "backend/wait.h"
 
 #define OFFSET_MASK G_GUINT64_CONSTANT(0x00fffffffffffe00)
 #define COMPRESSED (G_GUINT64_CONSTANT(1) << 62)
@@ -76,26 +77,6 @@ static guint64 get_be(const guint8 *data, gsize at, gsize bytes)
     return value;
 }
 
-static gboolean read_exactly(int fd, void *buffer, gsize length, guint64 offset)
-{
-    guint8 *to = buffer;
-
-    while (length > 0) {
-        ssize_t got = pread(fd, to, length, (off_t)offset);
-
-        if (got < 0 && errno == EINTR) {
-            continue;
-        }
-        if (got <= 0) {
-            return FALSE;
-        }
-        to += got;
-        offset += (guint64)got;
-        length -= (gsize)got;
-    }
-    return TRUE;
-}
-
 /* ---- Opening ---- */
 
 static gboolean changed(const BeImage *image, GError **error)
@@ -137,7 +118,7 @@ static gboolean read_l1(Level *level, const BeImage *image, guint64 offset, guin
     }
     *budget -= bytes;
     level->l1 = g_try_malloc(MAX(bytes, 1));
-    if (!level->l1 || !read_exactly(level->fd, level->l1, bytes, offset)) {
+    if (!level->l1 || be_pread_whole(level->fd, level->l1, bytes, offset)) {
         return not_for_us(image, error);
     }
     for (guint32 i = 0; i < level->l1_size; i++) {
@@ -153,7 +134,7 @@ static gboolean read_tables(Level *level, const BeImage *image, guint64 *budget,
     guint64 incompatible = 0;
     guint64 size;
 
-    if (!read_exactly(level->fd, header, MIN(sizeof(header), level->file_size), 0)
+    if (be_pread_whole(level->fd, header, MIN(sizeof(header), level->file_size), 0)
         || memcmp(header, "QFI\xfb", 4) != 0) {
         return changed(image, error);
     }
@@ -270,7 +251,7 @@ static const guint8 *slice_locked(const BeImageMap *map, Level *level, guint64 o
         slice->bytes = g_malloc(SLICE_BYTES);
     }
     slice->offset = 0;
-    if (!read_exactly(level->fd, slice->bytes, bytes, offset)) {
+    if (be_pread_whole(level->fd, slice->bytes, bytes, offset)) {
         return NULL;
     }
     slice->offset = offset;

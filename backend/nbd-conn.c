@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 
 #include "backend/error.h"
+#include "backend/wait.h"
 
 #define BLOCK_MAX (64u * 1024)
 #define REQUEST_MAX (32u * 1024 * 1024)
@@ -150,8 +151,14 @@ static int answer_of(struct nbd_handle *handle, gint64 cookie, gboolean *ret_don
 int be_nbd_handle_wait(NbdSource *source, struct nbd_handle *handle, gint64 cookie,
                        gint64 deadline_us)
 {
+    int other_fd = be_wait_fd();
+
     for (;;) {
-        struct pollfd fds[2] = {{.fd = source->cancel_fd, .events = POLLIN}};
+        struct pollfd fds[] = {
+            {.fd = source->cancel_fd, .events = POLLIN},
+            {.fd = -1},
+            {.fd = other_fd, .events = POLLIN},
+        };
         gint64 left_us = deadline_us - g_get_monotonic_time();
         gboolean done;
         int errnum;
@@ -168,7 +175,8 @@ int be_nbd_handle_wait(NbdSource *source, struct nbd_handle *handle, gint64 cook
         if (left_us <= 0) {
             return ETIMEDOUT;
         }
-        if (poll(fds, 2, (int)MIN(left_us / 1000 + 1, G_MAXINT)) < 0 && errno != EINTR) {
+        if (poll(fds, G_N_ELEMENTS(fds), (int)MIN(left_us / 1000 + 1, G_MAXINT)) < 0
+            && errno != EINTR) {
             return EPIPE;
         }
         if (fds[0].revents) {
@@ -176,6 +184,11 @@ int be_nbd_handle_wait(NbdSource *source, struct nbd_handle *handle, gint64 cook
         }
         if (fds[1].revents && !be_nbd_handle_notify(handle, fds[1].revents)) {
             return EPIPE;
+        }
+        /* Told once, somebody else looks after it. */
+        if (fds[2].revents) {
+            be_wait_told();
+            other_fd = -1;
         }
     }
 }

@@ -8,8 +8,6 @@
 #include "fs/fs.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -17,10 +15,7 @@
 
 #include "fs/file.h"
 #include "fs/ops.h"
-
-#define WORKERS 4
-#define WAKE_SIGNAL SIGUSR1
-#define WAKE_EVERY_US 10000
+#include "fs/worker.h"
 
 /* How long a request may still take for its own end when the mount ends. */
 #define LAST_WAIT_MS 1000
@@ -184,101 +179,6 @@ gboolean fs_mount(Fs *fs, GError **error)
     return TRUE;
 }
 
-typedef struct {
-    FsWorkers *all;
-    GThread *thread;
-    pthread_t id;
-    gint running;              /* atomic; -1: not yet; 0: it has left its loop */
-} Worker;
-
-struct FsWorkers {
-    Fs *fs;
-    void (*ready)(gpointer user);
-    gpointer user;
-    gint ready_done;           /* atomic */
-    Worker worker[WORKERS];
-};
-
-static void woken(int signum G_GNUC_UNUSED)
-{
-}
-
-static void worker_serve(Worker *worker)
-{
-    FsWorkers *all = worker->all;
-    Fs *fs = all->fs;
-    struct fuse_buf buffer = {.mem = NULL};
-
-    while (!g_atomic_int_get(&fs->over) && !fuse_session_exited(fs->session)) {
-        int result = fuse_session_receive_buf(fs->session, &buffer);
-
-        if (result == -EINTR || result == -EAGAIN) {
-            continue;
-        }
-        if (result <= 0) {
-            break;
-        }
-        fuse_session_process_buf(fs->session, &buffer);
-        if (all->ready && g_atomic_int_get(&fs->kernel_ready)
-            && g_atomic_int_compare_and_exchange(&all->ready_done, 0, 1)) {
-            all->ready(all->user);
-        }
-    }
-    free(buffer.mem);          /* libfuse allocated it with malloc() */
-    fs_exit(fs);
-}
-
-static gpointer worker_main(gpointer data)
-{
-    Worker *worker = data;
-    sigset_t set;
-
-    sigemptyset(&set);
-    sigaddset(&set, WAKE_SIGNAL);
-    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    worker->id = pthread_self();
-    g_atomic_int_set(&worker->running, 1);
-    worker_serve(worker);
-    g_atomic_int_set(&worker->running, 0);
-    return NULL;
-}
-
-/*
- * Blocked reads of /dev/fuse are woken by a signal.  One that arrives between
- * the check of the flag and the read is lost, so it is sent again and again.
- */
-static void join_worker(Worker *worker)
-{
-    while (g_atomic_int_get(&worker->running)) {
-        pthread_kill(worker->id, WAKE_SIGNAL);
-        g_usleep(WAKE_EVERY_US);
-    }
-    g_thread_join(worker->thread);
-}
-
-static FsWorkers *workers_start(Fs *fs, void (*ready)(gpointer user), gpointer user)
-{
-    struct sigaction action = {.sa_handler = woken};
-    FsWorkers *all = g_new0(FsWorkers, 1);
-
-    sigaction(WAKE_SIGNAL, &action, NULL);
-    all->fs = fs;
-    all->ready = ready;
-    all->user = user;
-    for (guint i = 0; i < WORKERS; i++) {
-        Worker *worker = &all->worker[i];
-        g_autofree char *name = g_strdup_printf("fuse-%u", i);
-
-        worker->all = all;
-        worker->running = -1;
-        worker->thread = g_thread_new(name, worker_main, worker);
-        while (g_atomic_int_get(&worker->running) == -1) {
-            g_thread_yield();
-        }
-    }
-    return all;
-}
-
 /* What a host that hangs keeps from its end; on the timer thread. */
 static gboolean refuse_waiting(gpointer data)
 {
@@ -289,7 +189,7 @@ static gboolean refuse_waiting(gpointer data)
 void fs_loop(Fs *fs, void (*ready)(gpointer user), gpointer user)
 {
     fs->timer_thread = g_thread_new("fs-timer", timer_main, fs);
-    fs->workers = workers_start(fs, ready, user);
+    fs->workers = fs_workers_start(fs, ready, user);
     g_mutex_lock(&fs->exit_lock);
     while (!g_atomic_int_get(&fs->exiting)) {
         g_cond_wait(&fs->exit_cond, &fs->exit_lock);
@@ -301,14 +201,10 @@ void fs_loop(Fs *fs, void (*ready)(gpointer user), gpointer user)
 
 void fs_finish(Fs *fs)
 {
-    if (!fs->workers) {
-        return;
+    if (fs->workers) {
+        g_atomic_int_set(&fs->over, 1);
+        fs_workers_stop(g_steal_pointer(&fs->workers));
     }
-    g_atomic_int_set(&fs->over, 1);
-    for (guint i = 0; i < WORKERS; i++) {
-        join_worker(&fs->workers->worker[i]);
-    }
-    g_clear_pointer(&fs->workers, g_free);
 }
 
 void fs_exit(Fs *fs)
