@@ -15,7 +15,8 @@
 #include <unistd.h>
 
 #include "backend/error.h"
-#include "backend/image-map.h"
+#include "backend/split.h"
+#include "backend/wait.h"
 
 #define THREADS 4
 #define NOW_MAX (64u * 1024)
@@ -25,11 +26,12 @@
 #define STEP_BYTES (G_GUINT64_CONSTANT(1) << 30)
 
 typedef struct {
-    GPtrArray *chain;          /* of BeImage */
     guint64 size;
     gint cancelled;            /* atomic */
     gint64 timeout_us;         /* constant after open() */
-    BeImageMap *map;           /* the same; NULL: all of it is the server's */
+    gboolean straight;         /* the same; FALSE: all of it is the server's */
+    BeImageHold *hold;
+    gboolean rests;            /* while nobody has it open */
     GThreadPool *pool;         /* of BeTransfer; NULL until open() */
 
     const BeSourceOps *server_ops;
@@ -38,19 +40,6 @@ typedef struct {
     gboolean server_open;      /* guarded by lock */
     BeSourceLimits server_limits; /* constant once it is open */
 } ImageSource;
-
-/* One request of the stream. */
-typedef struct {
-    BeTransfer *transfer;
-    gint pieces;               /* atomic: those at the server, and one for us */
-    gint errnum;               /* atomic: of the piece that failed last */
-} Request;
-
-/* A part of it that the server reads. */
-typedef struct {
-    BeTransfer transfer;       /* first: the server's source knows only this */
-    Request *request;
-} ServerPiece;
 
 /* ---- The server ---- */
 
@@ -78,26 +67,6 @@ static gboolean server_is_open(ImageSource *source)
     return open;
 }
 
-static void request_piece_done(Request *request, int errnum)
-{
-    if (errnum) {
-        g_atomic_int_set(&request->errnum, errnum);
-    }
-    if (g_atomic_int_dec_and_test(&request->pieces)) {
-        request->transfer->done(request->transfer, g_atomic_int_get(&request->errnum));
-        g_free(request);
-    }
-}
-
-static void server_done(BeTransfer *transfer, int errnum)
-{
-    ServerPiece *piece = (ServerPiece *)transfer;
-    Request *request = piece->request;
-
-    g_free(piece);
-    request_piece_done(request, errnum);
-}
-
 /* qemu-nbd takes any range of an image in a file; else this fails, and is not wrong. */
 static gboolean server_takes(const ImageSource *source, guint64 offset, guint64 length)
 {
@@ -106,54 +75,22 @@ static gboolean server_takes(const ImageSource *source, guint64 offset, guint64 
     return offset % block == 0 && (length % block == 0 || offset + length == source->size);
 }
 
-static void submit_to_server(ImageSource *source, Request *request, guint64 offset,
-                             guint64 length, guint8 *buffer)
+/* Returns: 0 or EIO. */
+static int submit_to_server(ImageSource *source, BeSplit *split, guint64 offset, guint64 length,
+                            guint8 *buffer)
 {
     g_autoptr(GError) error = NULL;
 
-    g_atomic_int_inc(&request->pieces);
     if (!server_open(source, &error) || !server_takes(source, offset, length)) {
         g_debug("image: %s", error ? error->message : "the server wants larger blocks");
-        request_piece_done(request, EIO);
-        return;
+        return EIO;
     }
-    while (length > 0) {
-        guint32 part = (guint32)MIN(length, source->server_limits.request_max);
-        ServerPiece *piece = g_new0(ServerPiece, 1);
-
-        piece->request = request;
-        piece->transfer.buffer = buffer;
-        piece->transfer.offset = offset;
-        piece->transfer.length = part;
-        piece->transfer.done = server_done;
-        g_atomic_int_inc(&request->pieces);
-        source->server_ops->pread(source->server, &piece->transfer);
-        offset += part;
-        buffer += part;
-        length -= part;
-    }
-    request_piece_done(request, 0);
+    be_split_submit(split, source->server_ops, source->server, source->server_limits.request_max,
+                    offset, length, buffer);
+    return 0;
 }
 
 /* ---- The files ---- */
-
-/* A file that became shorter is an error, and no zeroes. */
-static gboolean read_plain(const BeImagePiece *piece, guint8 *buffer)
-{
-    guint64 done = 0;
-
-    while (done < piece->length) {
-        ssize_t got = pread(piece->fd, buffer + done, piece->length - done,
-                            (off_t)(piece->offset + done));
-
-        if (got > 0) {
-            done += (guint64)got;
-        } else if (got == 0 || errno != EINTR) {
-            return FALSE;
-        }
-    }
-    return TRUE;
-}
 
 /* Returns: 0 or EIO; for OTHER nothing is done. */
 static int take_piece(const BeImagePiece *piece, guint8 *buffer)
@@ -161,17 +98,19 @@ static int take_piece(const BeImagePiece *piece, guint8 *buffer)
     if (piece->kind == BE_IMAGE_ZERO) {
         memset(buffer, 0, piece->length);
     }
-    return piece->kind == BE_IMAGE_PLAIN && !read_plain(piece, buffer) ? EIO : 0;
+    return piece->kind == BE_IMAGE_PLAIN
+               ? be_pread_whole(piece->fd, buffer, piece->length, piece->offset)
+               : 0;
 }
 
 /* Joins what follows one another for the server, cluster by cluster. */
-static guint64 other_length(ImageSource *source, guint64 offset, guint64 end)
+static guint64 other_length(BeImageMap *map, guint64 offset, guint64 end)
 {
     BeImagePiece piece = {.kind = BE_IMAGE_OTHER, .length = 0};
     guint64 at = offset;
 
     while (at < end) {
-        be_image_map_find(source->map, at, end - at, &piece);
+        be_image_map_find(map, at, end - at, &piece);
         if (piece.kind != BE_IMAGE_OTHER) {
             break;
         }
@@ -180,31 +119,53 @@ static guint64 other_length(ImageSource *source, guint64 offset, guint64 end)
     return at - offset;
 }
 
-static void serve(gpointer item, gpointer user)
+static int serve_pieces(ImageSource *source, BeImageMap *map, BeSplit *split)
 {
-    BeTransfer *transfer = item;
-    ImageSource *source = user;
-    Request *request = g_new0(Request, 1);
+    const BeTransfer *transfer = be_split_transfer(split);
     guint64 end = transfer->offset + transfer->length;
-    guint8 *buffer = transfer->buffer;
     int errnum = 0;
     BeImagePiece piece;
 
-    *request = (Request){.transfer = transfer, .pieces = 1};
     for (guint64 at = transfer->offset; at < end && errnum == 0; at += piece.length) {
+        guint8 *buffer = (guint8 *)transfer->buffer + (at - transfer->offset);
+
         if (g_atomic_int_get(&source->cancelled)) {
-            errnum = EIO;
-            break;
+            return EIO;
         }
-        be_image_map_find(source->map, at, end - at, &piece);
+        be_image_map_find(map, at, end - at, &piece);
         if (piece.kind == BE_IMAGE_OTHER) {
-            piece.length = other_length(source, at, end);
-            submit_to_server(source, request, at, piece.length, buffer + (at - transfer->offset));
+            piece.length = other_length(map, at, end);
+            errnum = submit_to_server(source, split, at, piece.length, buffer);
         } else {
-            errnum = take_piece(&piece, buffer + (at - transfer->offset));
+            errnum = take_piece(&piece, buffer);
         }
     }
-    request_piece_done(request, errnum);
+    return errnum;
+}
+
+static char rest;
+
+static void serve(gpointer item, gpointer user)
+{
+    ImageSource *source = user;
+    g_autoptr(GError) error = NULL;
+    BeImageMap *map;
+    BeSplit *split;
+    int errnum = EIO;
+
+    if (item == &rest) {
+        be_image_hold_rest(source->hold);
+        return;
+    }
+    split = be_split_new(item, NULL, NULL);
+    map = be_image_hold_take(source->hold, &error);
+    if (map) {
+        errnum = serve_pieces(source, map, split);
+        be_image_hold_give(source->hold);
+    } else {
+        g_info("image: %s", error->message);
+    }
+    be_split_end(split, errnum);
 }
 
 /* ---- Map ---- */
@@ -234,7 +195,8 @@ static guint32 look_at_file(BeImagePiece *piece)
     return 0;
 }
 
-static gboolean map_extents(ImageSource *source, guint64 offset, GArray *out, GError **error)
+static gboolean map_extents(ImageSource *source, BeImageMap *map, guint64 offset, GArray *out,
+                            GError **error)
 {
     while (offset < source->size && out->len < STEP_EXTENTS) {
         BeExtent extent = {.start = offset, .flags = 0};
@@ -244,7 +206,7 @@ static gboolean map_extents(ImageSource *source, guint64 offset, GArray *out, GE
             g_set_error(error, BE_ERROR, EIO, "the disk cannot be read any more");
             return FALSE;
         }
-        be_image_map_find(source->map, offset, MIN(source->size - offset, STEP_BYTES), &piece);
+        be_image_map_find(map, offset, MIN(source->size - offset, STEP_BYTES), &piece);
         if (piece.kind == BE_IMAGE_ZERO) {
             extent.flags = BE_EXTENT_HOLE | BE_EXTENT_ZERO;
         } else if (piece.kind == BE_IMAGE_PLAIN) {
@@ -262,8 +224,14 @@ static gboolean source_extents(gpointer data, BeExtentKind kind, guint64 offset,
 {
     ImageSource *source = data;
 
-    if (source->map && kind == BE_EXTENTS_ALLOCATION) {
-        return map_extents(source, offset, out, error);
+    if (source->straight && kind == BE_EXTENTS_ALLOCATION) {
+        BeImageMap *map = be_image_hold_take(source->hold, error);
+        gboolean good = map && map_extents(source, map, offset, out, error);
+
+        if (map) {
+            be_image_hold_give(source->hold);
+        }
+        return good;
     }
     return server_open(source, error)
            && source->server_ops->extents(source->server, kind, offset, timeout_us, out, error);
@@ -278,8 +246,9 @@ static gboolean source_open(gpointer data, gint64 timeout_us, BeSourceLimits *re
     g_autoptr(GError) map_error = NULL;
 
     source->timeout_us = timeout_us;
-    source->map = be_image_map_open(source->chain, &map_error);
-    if (source->map) {
+    if (be_image_hold_take(source->hold, &map_error)) {
+        be_image_hold_give(source->hold);
+        source->straight = TRUE;
         source->pool = g_thread_pool_new(serve, source, THREADS, FALSE, NULL);
         *ret_limits = (BeSourceLimits){.block_min = 1, .request_max = BE_READ_MAX};
         return TRUE;
@@ -300,7 +269,7 @@ static void source_pread(gpointer data, BeTransfer *transfer)
 {
     ImageSource *source = data;
 
-    if (!source->map) {
+    if (!source->straight) {
         source->server_ops->pread(source->server, transfer);
         return;
     }
@@ -308,25 +277,16 @@ static void source_pread(gpointer data, BeTransfer *transfer)
     (void)g_thread_pool_push(source->pool, transfer, NULL);
 }
 
-static gboolean source_read_now(gpointer data, guint64 offset, guint32 length, gint64 timeout_us,
-                                BeSourceNow sink, gpointer user)
+/* Returns: whether @sink was called: not when the server has a part of it. */
+static gboolean read_plain(BeImageMap *map, guint64 offset, guint32 length, BeSourceNow sink,
+                           gpointer user)
 {
-    ImageSource *source = data;
-    g_autofree guint8 *buffer = NULL;
+    guint8 buffer[NOW_MAX];
     int errnum = 0;
     BeImagePiece piece;
 
-    if (!source->map) {
-        return server_is_open(source)
-               && source->server_ops->read_now(source->server, offset, length, timeout_us, sink,
-                                               user);
-    }
-    if (length > NOW_MAX) {
-        return FALSE;
-    }
-    buffer = g_malloc(length);
     for (guint32 done = 0; done < length && errnum == 0; done += (guint32)piece.length) {
-        be_image_map_find(source->map, offset + done, length - done, &piece);
+        be_image_map_find(map, offset + done, length - done, &piece);
         if (piece.kind == BE_IMAGE_OTHER) {
             return FALSE;
         }
@@ -334,6 +294,37 @@ static gboolean source_read_now(gpointer data, guint64 offset, guint32 length, g
     }
     sink(buffer, errnum, user);
     return TRUE;
+}
+
+static gboolean source_read_now(gpointer data, guint64 offset, guint32 length, gint64 timeout_us,
+                                BeSourceNow sink, gpointer user)
+{
+    ImageSource *source = data;
+    BeImageMap *map;
+    gboolean done;
+
+    if (!source->straight) {
+        return server_is_open(source)
+               && source->server_ops->read_now(source->server, offset, length, timeout_us, sink,
+                                               user);
+    }
+    map = length <= NOW_MAX ? be_image_hold_take_open(source->hold) : NULL;
+    if (!map) {
+        return FALSE;
+    }
+    done = read_plain(map, offset, length, sink, user);
+    be_image_hold_give(source->hold);
+    return done;
+}
+
+/* One of the threads does it: this one must not block. */
+static void source_unread(gpointer data)
+{
+    ImageSource *source = data;
+
+    if (source->rests && source->straight) {
+        (void)g_thread_pool_push(source->pool, &rest, NULL);
+    }
 }
 
 static void source_cancel(gpointer data)
@@ -344,7 +335,7 @@ static void source_cancel(gpointer data)
     source->server_ops->cancel(source->server);
 }
 
-/* First those who give work to the server, then the server, then what both use. */
+/* First those who give work to the server; the hold's check is the server's. */
 static void source_close(gpointer data)
 {
     ImageSource *source = data;
@@ -352,9 +343,8 @@ static void source_close(gpointer data)
     if (source->pool) {
         g_thread_pool_free(source->pool, FALSE, TRUE);
     }
+    be_image_hold_free(source->hold);
     source->server_ops->close(source->server);
-    be_image_map_free(source->map);
-    g_ptr_array_unref(source->chain);
     g_mutex_clear(&source->lock);
     g_free(source);
 }
@@ -365,15 +355,17 @@ static const BeSourceOps image_ops = {
     .pread = source_pread,
     .read_now = source_read_now,
     .extents = source_extents,
+    .unread = source_unread,
     .cancel = source_cancel,
     .close = source_close,
 };
 
-BeStream *be_stream_new_image_source(GPtrArray *chain, const BeNbdExport *server)
+BeStream *be_stream_new_image_source(BeImageHold *hold, gboolean rests, const BeNbdExport *server)
 {
     ImageSource *source = g_new0(ImageSource, 1);
 
-    source->chain = g_ptr_array_ref(chain);
+    source->hold = hold;
+    source->rests = rests;
     source->size = server->size;
     source->server = be_nbd_source_new(server, &source->server_ops);
     g_mutex_init(&source->lock);

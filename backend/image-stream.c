@@ -164,13 +164,14 @@ BeStream *be_stream_new_image_served(const BeImageSource *source, BeImageServer 
         g_atomic_ref_count_inc(&server->refs);
         *ret_server = server;
     }
-    /*
-     * What a machine has open may change its tables under us; only QEMU knows the tables
-     * of a snapshot; and who wants the server to rest wants no lock while nobody reads.
-     */
-    return ret_server || source->in_use || source->snapshot
-               ? be_stream_new_nbd_export(&nbd)
-               : be_stream_new_image_source(source->chain, &nbd);
+    /* What a machine has open may change its tables under us; and only QEMU knows those
+     * of a snapshot. */
+    if (source->in_use || source->snapshot) {
+        return be_stream_new_nbd_export(&nbd);
+    }
+    return be_stream_new_image_source(
+        be_image_hold_new(source->chain, source->check, source->check_user), ret_server != NULL,
+        &nbd);
 }
 
 BeStream *be_stream_new_image(const BeImageSource *source, GError **error)

@@ -18,8 +18,9 @@ typedef struct {
     gboolean in_use;           /* a running machine has the images open: no image locks */
 
     /**
-     * check: (nullable): before each start of a server: whether the images still hold
-     * what they did.  Blocks; on a worker of the stream or its poller.
+     * check: (nullable): before the images are opened and before each start of a server:
+     * whether they still hold what they did.  Blocks; on a worker of the stream or its
+     * poller.
      */
     gboolean (*check)(gpointer user, GError **error);
     gpointer check_user;
@@ -52,9 +53,10 @@ BeStream *be_stream_new_image(const BeImageSource *source, GError **error);
 typedef struct BeImageServer BeImageServer;
 
 /**
- * be_stream_new_image_served: the same, all of it read by a server that can rest: no
- * lock and no process is there while it does.  Its server is a reference, to be given
- * back with be_image_server_unref().
+ * be_stream_new_image_served: the same, for images that others need when nobody reads:
+ * lock and lease go when nobody has the stream open any more, and come again with the
+ * next reader; the server can rest too.  It is a reference, to be given back with
+ * be_image_server_unref().
  */
 BeStream *be_stream_new_image_served(const BeImageSource *source, BeImageServer **ret_server,
                                      GError **error);

@@ -143,6 +143,7 @@ static void map_task(BeStream *stream)
             g_mutex_lock(&stream->lock);
         }
     }
+    be_stream_unread_locked(stream);
     be_stream_task_end_and_unlock(stream, &reads, &seeks);
 }
 

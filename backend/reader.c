@@ -84,6 +84,7 @@ void be_reader_free(BeReader *reader)
     if (stream->readers.length == 0) {
         be_chunk_spare_free_locked(stream);
     }
+    be_stream_unread_locked(stream);
     if (stream->reads_ended.length > 0) {
         be_clock_kick(0);
     }

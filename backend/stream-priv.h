@@ -176,6 +176,9 @@ void be_stream_deliver_all_and_unlock(BeStream *stream, GQueue *reads, GQueue *s
 
 void be_stream_busy_end_locked(BeStream *stream);
 
+/* Tells the source when nobody has the stream open. */
+void be_stream_unread_locked(BeStream *stream);
+
 /* A reader got these bytes. */
 void be_stream_delivered_locked(const BeReader *reader, guint64 offset, guint64 length);
 
@@ -215,6 +218,9 @@ gboolean be_rate_is_limited(BeRate *rate);
 
 /* Returns: when a request of @bytes may start. */
 gint64 be_rate_reserve(BeRate *rate, guint64 bytes, gint64 now_us);
+
+/* A request that had its turn before it will not be made: others may have its bytes. */
+void be_rate_refund(BeRate *rate, guint64 bytes);
 
 /* ---- reader.c ---- */
 

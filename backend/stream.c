@@ -285,6 +285,13 @@ void be_stream_share_rate(BeStream *stream, BeStream *other)
     be_rate_unref(rate);
 }
 
+void be_stream_unread_locked(BeStream *stream)
+{
+    if (stream->readers.length == 0 && stream->state == BE_STREAM_OPEN && stream->ops->unread) {
+        stream->ops->unread(stream->source);
+    }
+}
+
 /* ---- Callbacks ---- */
 
 void be_stream_busy_end_locked(BeStream *stream)
@@ -405,6 +412,7 @@ static void open_task(BeStream *stream)
             be_stream_map_start_locked(stream);
         }
         be_stream_progress_locked(stream, &reads);
+        be_stream_unread_locked(stream);
     }
     be_stream_task_end_and_unlock(stream, &reads, &seeks);
 }

@@ -86,6 +86,13 @@ typedef struct {
                         GArray *out, GError **error);
 
     /**
+     * unread: nobody has the stream open any more; what is only held for readers can go
+     * until the next call.  Does not block; called with the stream's lock held, while
+     * the source is open.  May be NULL.
+     */
+    void (*unread)(gpointer source);
+
+    /**
      * cancel: makes every call above and every transfer end now with EIO, for
      * good.  Any thread, any number of times, before and after open(); does not
      * block.

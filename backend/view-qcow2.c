@@ -17,6 +17,7 @@
 #include "backend/error.h"
 #include "backend/view-map.h"
 #include "backend/qcow2-layout.h"
+#include "backend/split.h"
 #include "backend/stream-priv.h"
 
 #define WORKERS 2
@@ -30,20 +31,6 @@ typedef struct {
     guint requests;            /* guarded by lock; those under way */
 } Qcow2Source;
 
-/* One request of the view's stream. */
-typedef struct {
-    Qcow2Source *source;
-    BeTransfer *transfer;
-    gint pieces;               /* atomic: data at the disk's source, and one for us */
-    gint errnum;               /* atomic: of the piece that failed last */
-} Request;
-
-/* A part of it that the disk's source reads. */
-typedef struct {
-    BeTransfer transfer;       /* first: the source knows only this */
-    Request *request;
-} DataPiece;
-
 struct BeView {
     GMutex lock;
     BeStream *stream;          /* guarded by lock; constant once it is there */
@@ -52,18 +39,12 @@ struct BeView {
 
 /* ---- Requests ---- */
 
-static void request_piece_done(Request *request, int errnum)
+/* One is over; its source may now be closed, and that of the disk. */
+static void request_ended(gpointer data)
 {
-    Qcow2Source *source = request->source;
+    Qcow2Source *source = data;
     BeStream *disk = source->disk;
 
-    if (errnum) {
-        g_atomic_int_set(&request->errnum, errnum);
-    }
-    if (!g_atomic_int_dec_and_test(&request->pieces)) {
-        return;
-    }
-    request->transfer->done(request->transfer, g_atomic_int_get(&request->errnum));
     g_mutex_lock(&disk->lock);
     be_stream_busy_end_locked(disk);
     g_mutex_unlock(&disk->lock);
@@ -73,24 +54,21 @@ static void request_piece_done(Request *request, int errnum)
         g_cond_broadcast(&source->quiet);
     }
     g_mutex_unlock(&source->lock);
-    g_free(request);
 }
 
-static void data_done(BeTransfer *transfer, int errnum)
-{
-    DataPiece *piece = (DataPiece *)transfer;
-    Request *request = piece->request;
-
-    g_free(piece);
-    request_piece_done(request, errnum);
-}
+/* Metadata and padding are computed by a worker. */
+typedef struct {
+    Qcow2Source *source;
+    BeSplit *split;
+    int errnum;                /* of what could not be asked for */
+} Computation;
 
 /* The metadata and padding of a request, on a worker. */
 static void request_compute(gpointer data, gpointer user G_GNUC_UNUSED)
 {
-    Request *request = data;
-    const BeTransfer *transfer = request->transfer;
-    const BeQcow2Layout *layout = request->source->layout;
+    g_autofree Computation *computation = data;
+    const BeTransfer *transfer = be_split_transfer(computation->split);
+    const BeQcow2Layout *layout = computation->source->layout;
     guint64 end = transfer->offset + transfer->length;
     BeQcow2Piece piece;
 
@@ -110,48 +88,28 @@ static void request_compute(gpointer data, gpointer user G_GNUC_UNUSED)
             break;
         }
     }
-    request_piece_done(request, 0);
+    be_split_end(computation->split, computation->errnum);
 }
 
-static void request_push(Request *request)
+static void request_push(Qcow2Source *source, BeSplit *split, int errnum)
 {
     static gsize once;
     static GThreadPool *pool;
+    Computation *computation = g_new(Computation, 1);
 
     if (g_once_init_enter(&once)) {
         pool = g_thread_pool_new(request_compute, NULL, WORKERS, FALSE, NULL);
         g_once_init_leave(&once, 1);
     }
-    g_thread_pool_push(pool, request, NULL);
-}
-
-/* Gives @length bytes of data to the disk's source, within its limits. */
-static void submit_data_locked(Request *request, guint64 disk_offset, guint64 length,
-                               guint8 *buffer)
-{
-    BeStream *disk = request->source->disk;
-
-    while (length > 0) {
-        guint32 part = (guint32)MIN(length, disk->limits.request_max);
-        DataPiece *piece = g_new0(DataPiece, 1);
-
-        piece->request = request;
-        piece->transfer.buffer = buffer;
-        piece->transfer.offset = disk_offset;
-        piece->transfer.length = part;
-        piece->transfer.done = data_done;
-        g_atomic_int_inc(&request->pieces);
-        disk->ops->pread(disk->source, &piece->transfer);
-        disk_offset += part;
-        buffer += part;
-        length -= part;
-    }
+    *computation = (Computation){.source = source, .split = split, .errnum = errnum};
+    g_thread_pool_push(pool, computation, NULL);
 }
 
 /* Returns: whether something is left to be computed. */
-static gboolean submit_locked(Request *request)
+static gboolean submit_locked(const Qcow2Source *source, BeSplit *split)
 {
-    const BeTransfer *transfer = request->transfer;
+    const BeTransfer *transfer = be_split_transfer(split);
+    BeStream *disk = source->disk;
     guint64 start = transfer->offset;
     guint64 end = start + transfer->length;
     guint8 *buffer = transfer->buffer;
@@ -159,11 +117,11 @@ static gboolean submit_locked(Request *request)
     BeQcow2Piece piece;
 
     for (guint64 at = start;
-         at < end && be_qcow2_layout_find(request->source->layout, at, &piece);
+         at < end && be_qcow2_layout_find(source->layout, at, &piece);
          at += piece.length) {
         if (piece.kind == BE_QCOW2_DATA) {
-            submit_data_locked(request, piece.disk_offset, MIN(piece.length, end - at),
-                               buffer + (at - start));
+            be_split_submit(split, disk->ops, disk->source, disk->limits.request_max,
+                            piece.disk_offset, MIN(piece.length, end - at), buffer + (at - start));
         } else {
             compute = TRUE;
         }
@@ -202,29 +160,24 @@ static void source_pread(gpointer data, BeTransfer *transfer)
 {
     Qcow2Source *source = data;
     BeStream *disk = source->disk;
-    Request *request = g_new0(Request, 1);
+    BeSplit *split = be_split_new(transfer, request_ended, source);
     gboolean compute = TRUE;
+    int errnum = 0;
 
-    *request = (Request){.source = source, .transfer = transfer, .pieces = 1};
     g_mutex_lock(&source->lock);
     source->requests++;
     g_mutex_unlock(&source->lock);
     g_mutex_lock(&disk->lock);
     disk->busy++;
     if (disk->state == BE_STREAM_OPEN) {
-        compute = submit_locked(request);
+        compute = submit_locked(source, split);
     } else if (disk->size > 0) {
-        request->errnum = EIO;
-    }
-    /* No data, or it is not read yet: then this cannot be the last piece. */
-    if (!compute && !g_atomic_int_dec_and_test(&request->pieces)) {
-        request = NULL;
-    } else if (!compute) {
-        g_atomic_int_set(&request->pieces, 1);
+        errnum = EIO;
     }
     g_mutex_unlock(&disk->lock);
-    if (request) {
-        request_push(request);
+    /* No data, or all of it is here already: then ours is the last piece. */
+    if (compute || !be_split_leave(split)) {
+        request_push(source, split, errnum);
     }
 }
 
@@ -269,6 +222,15 @@ static gboolean source_extents(gpointer data, BeExtentKind kind, guint64 offset,
     return TRUE;
 }
 
+static void source_unread(gpointer data)
+{
+    const Qcow2Source *source = data;
+
+    g_mutex_lock(&source->disk->lock);
+    be_stream_unread_locked(source->disk);
+    g_mutex_unlock(&source->disk->lock);
+}
+
 /* What is under way ends with the disk's stream, which fails together with ours. */
 static void source_cancel(gpointer data G_GNUC_UNUSED)
 {
@@ -296,6 +258,7 @@ static const BeSourceOps qcow2_ops = {
     .pread = source_pread,
     .read_now = source_read_now,
     .extents = source_extents,
+    .unread = source_unread,
     .cancel = source_cancel,
     .close = source_close,
 };

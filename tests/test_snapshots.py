@@ -24,6 +24,7 @@ import fsutil
 from bed import MIB, Disk, Guest, Mount, raises_errno, sh, wait_for
 from conftest import MakeGuest, MakeMount
 from fsutil import HungLibvirtd, command, driver_uri, hung, last_failure
+from test_offline import compress
 
 __all__ = ["hung"]
 
@@ -588,6 +589,51 @@ def test_disks_are_as_they_were(machine, mnt: Mount, tmp_path: Path) -> None:
         assert mark(snapshots / name / "disks/vda.raw", tmp_path) == name
 
 
+def is_writable(image: Path) -> bool:
+    """Whether QEMU's lock lets somebody write."""
+    done = sh(["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 512", str(image)], check=False)
+    assert done.returncode == 0 or "lock" in done.stderr
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_external_ones_are_read_straight(machine, mnt: Mount, tmp_path: Path, on: bool) -> None:
+    """No server is started; the image is locked while a file is open, and not afterwards."""
+    guest = machine(on=on)
+    here = make(mnt, guest, "s")
+    image, copy = guest.dir / "vda.qcow2", tmp_path / "copy.raw"
+    for path, kind in (here / "disks/vda.raw", "raw"), (here / "full/vda.qcow2", "qcow2"):
+        with path.open("rb") as file:
+            sh(["cp", str(path), str(copy)])
+            assert not is_writable(image), "as long as somebody has it open"
+            if on:
+                with pytest.raises(libvirt.libvirtError, match="lock"):
+                    guest.domain.blockCommit(
+                        "vda", None, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+            sh(["qemu-img", "compare", "-U", "-f", "qcow2", "-F", kind, str(image), str(copy)])
+            assert file.read(4096) == copy.read_bytes()[:4096]
+        # The next reader opens it again; when a file is closed the kernel tells us later.
+        assert path.read_bytes() == copy.read_bytes()
+        assert not servers(mnt)
+    json.loads((here / "maps/vda.json").read_text())
+    if not on:
+        wait_for(lambda: is_writable(image), 20, "nobody has it any more")
+
+
+def test_what_is_compressed_in_a_snapshot(machine, mnt: Mount, tmp_path: Path) -> None:
+    guest = machine()
+    compress(guest)
+    path = make(mnt, guest, "s") / "disks/vda.raw"
+    sh(["cp", str(path), str(tmp_path / "copy.raw")])
+    assert servers(mnt)
+    sh(["qemu-img", "compare", "-U", "-f", "qcow2", "-F", "raw", str(guest.dir / "vda.qcow2"),
+        str(tmp_path / "copy.raw")])
+    wait_for(lambda: not servers(mnt), 20, "the server ended")
+    with path.open("rb") as file:
+        file.read(4096)
+        assert servers(mnt)
+
+
 def test_a_machine_that_is_off(machine, mnt: Mount, tmp_path: Path) -> None:
     guest = machine(Disk("vda"), Disk("vdb", "raw"))
     image = guest.dir / "vdb.raw"
@@ -615,6 +661,7 @@ def test_an_image_that_was_written_to_is_not_shown(machine, mnt: Mount) -> None:
 
 def test_a_killed_daemon_leaves_no_server(off_guest: MakeGuest, mount: MakeMount) -> None:
     guest = off_guest()
+    compress(guest)
     virsh_create(guest, "s", disk_only=True)
     dead = mount()
     with (collection(dead, guest) / "s/disks/vda.raw").open("rb") as file:
