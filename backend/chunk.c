@@ -13,9 +13,8 @@
 
 #include <sys/mman.h>
 
-/* How far reads of one call may go over the budget, so that a read that holds
- * many small chunks can always be completed. */
-#define OVERDRAFT (BE_READ_MAX / BE_CHUNK_SIZE + 4)
+/* Requests under a limit are no smaller than this: what a read needs has to be held. */
+#define LIMITED_CELL_MIN (16u * 1024)
 
 static guint64 chunk_end(const BeChunk *chunk)
 {
@@ -29,6 +28,26 @@ static guint chunk_budget(const BeStream *stream)
     guint active = MAX(stream->readers_active, 1);
 
     return MAX(BE_POOL_BYTES / BE_CHUNK_SIZE / active, 8);
+}
+
+/* What is fetched comes whole, so under a limit it is no more than a tenth of a second's. */
+static guint32 cell_of(const BeStream *stream)
+{
+    guint64 limit = stream->rate ? be_rate_get(stream->rate) : 0;
+    guint32 cell_min = MAX(LIMITED_CELL_MIN, stream->limits.block_min);
+    guint32 cell = stream->cell;
+
+    while (limit > 0 && cell > cell_min && cell > limit / 10) {
+        cell /= 2;
+    }
+    return cell;
+}
+
+/* How far reads of one call may go over the budget, so that a read that holds many
+ * small chunks can always be completed. */
+static guint overdraft(const BeStream *stream)
+{
+    return BE_READ_MAX / cell_of(stream) + 4;
 }
 
 static void chunk_free(BeChunk *chunk)
@@ -120,7 +139,7 @@ BeChunk *be_chunk_new_locked(BeReader *reader, guint64 offset, guint32 length, g
 
         if (victim) {
             be_chunk_drop_locked(victim);
-        } else if (ahead || reader->chunks->len >= budget + OVERDRAFT) {
+        } else if (ahead || reader->chunks->len >= budget + overdraft(stream)) {
             return NULL;
         }
     }
@@ -174,14 +193,26 @@ BeChunk *be_chunk_find_locked(const BeReader *reader, guint64 offset, gboolean r
     return found;
 }
 
+/* It waited for the limit, and is not fetched any more. */
+static void chunk_unthrottle_locked(BeChunk *chunk)
+{
+    BeStream *stream = chunk->stream;
+
+    g_queue_unlink(&stream->throttled, &chunk->due_link);
+    chunk->due_us = 0;
+    chunk->state = BE_CHUNK_FAILED;
+    if (stream->rate) {
+        be_rate_refund(stream->rate, chunk->transfer.length);
+    }
+}
+
 void be_chunk_abandon_locked(BeReader *reader)
 {
     while (reader->chunks->len > 0) {
         BeChunk *chunk = g_ptr_array_index(reader->chunks, reader->chunks->len - 1);
 
         if (chunk->due_us != 0) {
-            g_queue_unlink(&reader->stream->throttled, &chunk->due_link);
-            chunk->state = BE_CHUNK_FAILED;
+            chunk_unthrottle_locked(chunk);
         }
         if (chunk->pins == 0 && chunk->state != BE_CHUNK_LOADING) {
             be_chunk_drop_locked(chunk);
@@ -277,9 +308,7 @@ void be_chunk_unthrottle_locked(BeStream *stream)
     BeChunk *chunk;
 
     while ((chunk = g_queue_peek_head(&stream->throttled))) {
-        g_queue_unlink(&stream->throttled, &chunk->due_link);
-        chunk->due_us = 0;
-        chunk->state = BE_CHUNK_FAILED;
+        chunk_unthrottle_locked(chunk);
         be_chunk_drop_locked(chunk);
     }
 }
@@ -304,6 +333,7 @@ gboolean be_chunk_range_locked(const BeStream *stream, guint64 offset, guint64 l
                                gboolean exact, guint64 *ret_offset, guint32 *ret_length)
 {
     guint64 align = MIN(MAX(BE_READ_ALIGN, stream->limits.block_min), stream->cell);
+    guint32 cell = cell_of(stream);
     guint64 cell_end;
     guint64 end;
 
@@ -313,7 +343,7 @@ gboolean be_chunk_range_locked(const BeStream *stream, guint64 offset, guint64 l
     if (offset >= limit) {
         return FALSE;
     }
-    cell_end = MIN((offset | (stream->cell - 1)) + 1, stream->size);
+    cell_end = MIN((offset | (cell - 1)) + 1, stream->size);
     end = cell_end;
     if (exact) {
         end = MIN(limit, end);
@@ -348,7 +378,7 @@ static guint64 ahead_wanted(const BeReader *reader)
     guint64 wanted = MIN(MIN(reader->run * 2, BE_AHEAD_MAX), half_pool);
 
     if (be_rate_is_limited(stream->rate)) {
-        wanted = MIN(wanted, be_rate_get(stream->rate));
+        wanted = MIN(wanted, be_rate_get(stream->rate) / 2);
     }
     return wanted;
 }

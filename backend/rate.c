@@ -8,13 +8,14 @@
  */
 #include "backend/stream-priv.h"
 
-#define BURST_US (100 * 1000)
+/* What a loaded machine comes too late by is made up for, up to this. */
+#define BURST_US (250 * 1000)
 
 struct BeRate {
     gatomicrefcount refs;
     GMutex lock;
     guint64 bytes_per_second;  /* guarded by lock; 0: no limit */
-    gint64 next_us;            /* guarded by lock */
+    gint64 next_us;            /* guarded by lock; 0: none was made yet */
 };
 
 BeRate *be_rate_new(guint64 bytes_per_second)
@@ -70,9 +71,18 @@ gint64 be_rate_reserve(BeRate *rate, guint64 bytes, gint64 now_us)
 
     g_mutex_lock(&rate->lock);
     if (rate->bytes_per_second > 0) {
-        due_us = MAX(rate->next_us, now_us - BURST_US);
+        due_us = rate->next_us ? MAX(rate->next_us, now_us - BURST_US) : now_us;
         rate->next_us = due_us + (gint64)(bytes * G_USEC_PER_SEC / rate->bytes_per_second);
     }
     g_mutex_unlock(&rate->lock);
     return due_us;
+}
+
+void be_rate_refund(BeRate *rate, guint64 bytes)
+{
+    g_mutex_lock(&rate->lock);
+    if (rate->bytes_per_second > 0) {
+        rate->next_us -= (gint64)(bytes * G_USEC_PER_SEC / rate->bytes_per_second);
+    }
+    g_mutex_unlock(&rate->lock);
 }

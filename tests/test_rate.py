@@ -56,14 +56,20 @@ def read_for(paths: list[Path], seconds: float) -> int:
     return sum(done)
 
 
-# What was fetched ahead is not read yet, and the limit saves up a tenth of a second.
-def test_rate_holds(backup: Path) -> None:
-    command(backup, "rate 8M")
-    fetched = read_for([backup / "disks/vda.raw"], 10)
-    assert 0.95 * 80 * MIB - 8 * MIB <= fetched <= 1.05 * 80 * MIB
+@pytest.mark.parametrize(("rate", "limit"), [("8M", 8 * MIB), ("1M", MIB)])
+def test_rate_holds(backup: Path, rate: str, limit: int) -> None:
+    """To 5 % over 10 s. Never more; less only where this machine has no time for it."""
+    for _ in range(3):
+        command(backup, f"rate {rate}")
+        read = read_for([backup / "disks/vda.raw"], 10)
+        assert read <= 1.05 * 10 * limit
+        if read >= 0.95 * 10 * limit:
+            break
+    else:
+        raise AssertionError(f"{read} bytes in 10 s at {rate}")
     found = numbers(backup / "job")
-    assert found["rate-limit"] == 8 * MIB
-    assert 0.8 * 8 * MIB <= found["bytes-per-second"] <= 1.1 * 8 * MIB
+    assert found["rate-limit"] == limit
+    assert 0.8 * limit <= found["bytes-per-second"] <= 1.1 * limit
 
 
 def test_rate_is_of_all_files_together(backup: Path) -> None:
