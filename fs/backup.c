@@ -323,7 +323,7 @@ static BeJob *run_end(const FsAct *act, const FsCommand *command, GError **error
         return NULL;
     }
     if (!fs_dir_may_end(act->fs, act->item, act->caller, error)
-        || (!force && !fs_dir_item_unused(act->fs, act->item, error))) {
+        || (!force && !fs_dir_item_unused(act->fs, act->item, FS_BACKUP_FORCE, error))) {
         return NULL;
     }
     return be_backup_end(act->be, act->item->data, verdict, act->done, act->user);

@@ -6,6 +6,9 @@
 
 #include "fs/def.h"
 
+/* Ends a backup under its readers. */
+#define FS_BACKUP_FORCE "end force"
+
 FsListing *fs_backups_list(Fs *fs, FsItem *item);
 BeJob *fs_backups_make(const FsAct *act, const char *name, GError **error);
 BeJob *fs_backup_drop(const FsAct *act, GError **error);

@@ -22,23 +22,6 @@ FsListing *fs_checkpoints_list(Fs *fs, FsItem *item)
     return fs_objects_list(fs, item, BE_CHECKPOINTS);
 }
 
-static gboolean is_fresh(Fs *fs, FsItem *item)
-{
-    return be_objects_are_fresh(fs->be, BE_CHECKPOINTS, item->id);
-}
-
-static gboolean is_stale(Fs *fs, FsItem *item)
-{
-    return be_objects_are_stale(fs->be, BE_CHECKPOINTS, item->id);
-}
-
-static void refresh(Fs *fs, FsItem *item, BeRefreshDone done, gpointer user)
-{
-    be_objects_refresh(fs->be, BE_CHECKPOINTS, item->id, done, user);
-}
-
-const FsFresh fs_checkpoints_fresh = {is_fresh, is_stale, refresh};
-
 /*
  * The newest; libvirt counts in seconds, so of those made in the same second the
  * one that has no child.

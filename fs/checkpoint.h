@@ -9,7 +9,6 @@
 FsListing *fs_checkpoints_list(Fs *fs, FsItem *item);
 BeJob *fs_checkpoints_make(const FsAct *act, const char *name, GError **error);
 char *fs_checkpoints_latest(Fs *fs, FsItem *item);
-extern const FsFresh fs_checkpoints_fresh;
 
 BeJob *fs_checkpoint_drop(const FsAct *act, GError **error);
 void fs_checkpoint_fetch_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user);

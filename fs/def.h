@@ -38,11 +38,15 @@ typedef enum {
  * FsFresh: what a row's answers are made of, as a thing that grows old: before
  * lookup, readdir or the text it is asked for again when it is older than 0.5 s.
  */
-typedef struct {
-    gboolean (*is_fresh)(Fs *fs, FsItem *item);
-    gboolean (*is_stale)(Fs *fs, FsItem *item);    /* the host does not answer: no use to ask */
-    void (*refresh)(Fs *fs, FsItem *item, BeRefreshDone done, gpointer user);
-} FsFresh;
+typedef struct FsFresh FsFresh;
+struct FsFresh {
+    gboolean (*is_fresh)(const FsFresh *fresh, Fs *fs, FsItem *item);
+    /* The host does not answer: no use to ask. */
+    gboolean (*is_stale)(const FsFresh *fresh, Fs *fs, FsItem *item);
+    void (*refresh)(const FsFresh *fresh, Fs *fs, FsItem *item, BeRefreshDone done,
+                    gpointer user);
+    BeObjectKind kind;         /* of a domain's objects: which */
+};
 
 /**
  * FsCommand: one parsed line of a control file.
@@ -113,6 +117,7 @@ struct FsDef {
     FsListing *(*list)(Fs *fs, FsItem *item);
     FsMake make;               /* mkdir in it */
     FsDrop drop;               /* rmdir of it */
+    const char *force;         /* the command that does so under a reader; NULL: none does */
 
     /* ATTR: exactly one of the two; FALSE with @error: the object is gone */
     gboolean (*show)(Fs *fs, FsItem *item, GString *out, GError **error);

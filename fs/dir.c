@@ -86,7 +86,7 @@ static gboolean wants_another_look(FsReq *req)
 {
     const FsFresh *fresh = req->node->def->fresh;
     gboolean wants =
-        fresh && !req->looked_again && !fresh->is_stale(req->fs, req->node->item);
+        fresh && !req->looked_again && !fresh->is_stale(fresh, req->fs, req->node->item);
 
     req->looked_again = TRUE;
     return wants;
@@ -96,12 +96,13 @@ void fs_dir_lookup(FsReq *req)
 {
     g_autoptr(FsItem) item = NULL;
     const FsDef *def = find_child(req->fs, req->node, req->name, &item);
+    const FsFresh *fresh = req->node->def->fresh;
 
     if (def) {
         fs_req_entry(req, fs_node_lookup(req->fs->nodes, req->node, def, item));
     } else if (wants_another_look(req)) {
         fs_req_on_cancel(req, lookup_cancelled, NULL);
-        req->node->def->fresh->refresh(req->fs, req->node->item, lookup_again, req);
+        fresh->refresh(fresh, req->fs, req->node->item, lookup_again, req);
         return;
     } else {
         fs_req_error(req, ENOENT);
@@ -309,17 +310,18 @@ void fs_dir_refuse_creation(FsReq *req)
 
 /* ---- Removing ----------------------------------------------------------- */
 
-gboolean fs_dir_item_unused(Fs *fs, FsItem *item, GError **error)
+gboolean fs_dir_item_unused(Fs *fs, FsItem *item, const char *force, GError **error)
 {
     pid_t pid = fs_file_reader_of(fs, item);
+    g_autofree char *hint =
+        force ? g_strdup_printf(", or write '%s' to its control file", force) : g_strdup("");
 
     if (pid == 0) {
         return TRUE;
     }
     g_set_error(error, BE_ERROR, EBUSY,
-                "a file in '%s' is open in process %d; close it, or write 'end force' to its "
-                "control file",
-                item->file_name, (int)pid);
+                "a file in '%s' is open in process %d; close it%s", item->file_name, (int)pid,
+                hint);
     return FALSE;
 }
 
@@ -400,7 +402,8 @@ static gboolean removal_poll(gpointer data)
     if (fs_req_is_answered(removal->req)) {
         return G_SOURCE_REMOVE;
     }
-    if (fs_dir_item_unused(removal->req->fs, removal->item, &error)) {
+    if (fs_dir_item_unused(removal->req->fs, removal->item,
+                           removal->req->node->def->child->force, &error)) {
         removal_start(removal);
     } else if (g_get_monotonic_time() < removal->until_us) {
         return G_SOURCE_CONTINUE;

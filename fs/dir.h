@@ -29,10 +29,11 @@ void fs_dir_refuse_creation(FsReq *req);
 void fs_dir_rename(FsReq *req);
 
 /**
- * fs_dir_item_busy: what keeps the data of an object in use, as a failure
+ * fs_dir_item_unused: what keeps the data of an object in use, as a failure
  * EBUSY, or TRUE when nothing does.
+ * @force: (nullable): the command that ends it all the same, for the message
  */
-gboolean fs_dir_item_unused(Fs *fs, FsItem *item, GError **error);
+gboolean fs_dir_item_unused(Fs *fs, FsItem *item, const char *force, GError **error);
 
 /**
  * fs_dir_may_end: whether @caller may end an object: its owner and root may.

@@ -50,22 +50,24 @@ FsListing *fs_domains_list(Fs *fs, FsItem *item G_GNUC_UNUSED)
     return listing;
 }
 
-static gboolean is_fresh(Fs *fs, FsItem *item G_GNUC_UNUSED)
+static gboolean is_fresh(const FsFresh *fresh G_GNUC_UNUSED, Fs *fs, FsItem *item G_GNUC_UNUSED)
 {
     return be_is_fresh(fs->be);
 }
 
-static gboolean is_stale(Fs *fs, FsItem *item G_GNUC_UNUSED)
+static gboolean is_stale(const FsFresh *fresh G_GNUC_UNUSED, Fs *fs, FsItem *item G_GNUC_UNUSED)
 {
     return be_is_stale(fs->be);
 }
 
-static void refresh(Fs *fs, FsItem *item G_GNUC_UNUSED, BeRefreshDone done, gpointer user)
+static void refresh(const FsFresh *fresh G_GNUC_UNUSED, Fs *fs, FsItem *item G_GNUC_UNUSED,
+                    BeRefreshDone done, gpointer user)
 {
     be_refresh(fs->be, done, user);
 }
 
-const FsFresh fs_domains_fresh = {is_fresh, is_stale, refresh};
+const FsFresh fs_domains_fresh = {
+    .is_fresh = is_fresh, .is_stale = is_stale, .refresh = refresh};
 
 static BeDomain *domain_of(Fs *fs, FsItem *item, GError **error)
 {

@@ -46,6 +46,24 @@ FsListing *fs_objects_list(Fs *fs, FsItem *item, BeObjectKind kind)
     return fs_listing_ref(listing);
 }
 
+static gboolean is_fresh(const FsFresh *fresh, Fs *fs, FsItem *item)
+{
+    return be_objects_are_fresh(fs->be, fresh->kind, item->id);
+}
+
+static gboolean is_stale(const FsFresh *fresh, Fs *fs, FsItem *item)
+{
+    return be_objects_are_stale(fs->be, fresh->kind, item->id);
+}
+
+static void refresh(const FsFresh *fresh, Fs *fs, FsItem *item, BeRefreshDone done, gpointer user)
+{
+    be_objects_refresh(fs->be, fresh->kind, item->id, done, user);
+}
+
+const FsFresh fs_snapshots_fresh = {is_fresh, is_stale, refresh, BE_SNAPSHOTS};
+const FsFresh fs_checkpoints_fresh = {is_fresh, is_stale, refresh, BE_CHECKPOINTS};
+
 char *fs_objects_file_name(Fs *fs, FsItem *item, BeObjectKind kind, const char *name)
 {
     g_autoptr(BeObjectList) list = be_objects(fs->be, kind, fs_item_top(item)->id);

@@ -13,6 +13,9 @@
  */
 FsListing *fs_objects_list(Fs *fs, FsItem *item, BeObjectKind kind);
 
+/* The lists, which grow old. */
+extern const FsFresh fs_snapshots_fresh, fs_checkpoints_fresh;
+
 /**
  * fs_objects_file_name: the file name of the object of that name, whether there
  * is one or not; to be freed with g_free().

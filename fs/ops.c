@@ -74,13 +74,13 @@ static void when_fresh(FsReq *req, void (*resume)(FsReq *req))
 {
     const FsFresh *fresh = req->node->def->fresh;
 
-    if (!fresh || fresh->is_fresh(req->fs, req->node->item)) {
+    if (!fresh || fresh->is_fresh(fresh, req->fs, req->node->item)) {
         resume(req);
         return;
     }
     req->resume = resume;
     fs_req_on_cancel(req, resume_cancelled, NULL);
-    fresh->refresh(req->fs, req->node->item, resume_when_fresh, req);
+    fresh->refresh(fresh, req->fs, req->node->item, resume_when_fresh, req);
 }
 
 /* ---- Names --------------------------------------------------------------- */

@@ -55,7 +55,7 @@ static BeJob *run_revert(const FsAct *act, const FsCommand *command, GError **er
 static gboolean may_go(const FsAct *act, GError **error)
 {
     return fs_dir_may_end(act->fs, act->item, act->caller, error)
-           && fs_dir_item_unused(act->fs, act->item, error);
+           && fs_dir_item_unused(act->fs, act->item, NULL, error);
 }
 
 BeJob *fs_snapshot_drop(const FsAct *act, GError **error G_GNUC_UNUSED)

@@ -19,23 +19,6 @@ FsListing *fs_snapshots_list(Fs *fs, FsItem *item)
     return fs_objects_list(fs, item, BE_SNAPSHOTS);
 }
 
-static gboolean is_fresh(Fs *fs, FsItem *item)
-{
-    return be_objects_are_fresh(fs->be, BE_SNAPSHOTS, item->id);
-}
-
-static gboolean is_stale(Fs *fs, FsItem *item)
-{
-    return be_objects_are_stale(fs->be, BE_SNAPSHOTS, item->id);
-}
-
-static void refresh(Fs *fs, FsItem *item, BeRefreshDone done, gpointer user)
-{
-    be_objects_refresh(fs->be, BE_SNAPSHOTS, item->id, done, user);
-}
-
-const FsFresh fs_snapshots_fresh = {is_fresh, is_stale, refresh};
-
 char *fs_snapshots_current(Fs *fs, FsItem *item)
 {
     g_autoptr(BeObjectList) list = be_objects(fs->be, BE_SNAPSHOTS, item->id);

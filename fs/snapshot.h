@@ -15,7 +15,6 @@ BeJob *fs_snapshots_make(const FsAct *act, const char *name, GError **error);
  */
 BeJob *fs_snapshot_run_create(const FsAct *act, const FsCommand *command, GError **error);
 extern const char *const fs_snapshot_keys[];
-extern const FsFresh fs_snapshots_fresh;
 
 gboolean fs_snapshot_show_state(Fs *fs, FsItem *item, GString *out, GError **error);
 void fs_snapshot_fetch_xml(Fs *fs, FsItem *item, BeTextDone done, gpointer user);

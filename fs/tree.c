@@ -92,7 +92,8 @@ static const FsDef backup_rows[] = {
 };
 
 static const FsDef backup_row =
-    DIR_ROW("<name>", .rows = backup_rows, .drop = fs_backup_drop, .xattrs = fs_backup_xattrs);
+    DIR_ROW("<name>", .rows = backup_rows, .drop = fs_backup_drop, .xattrs = fs_backup_xattrs,
+            .force = FS_BACKUP_FORCE);
 
 static const FsDef backups_rows[] = {
     LINK_ROW("latest", fs_backups_latest),
