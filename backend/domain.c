@@ -74,22 +74,6 @@ static void print_foreign_job(virDomainPtr domain, GString *out)
     virTypedParamsFree(params, count);
 }
 
-/*
- * How far libvirt's save is that an action of ours waits for.  Of no other action:
- * theirs is told without libvirt, which may hang.
- */
-static void print_save_progress(Be *be, const char *uuid, GString *out)
-{
-    g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, uuid, NULL);
-    virDomainJobInfo info;
-
-    if (domain && virDomainGetJobInfo(domain, &info) == 0 && info.dataTotal > 0) {
-        g_string_append_printf(out, "bytes: %llu\nbytes-total: %llu\npercent: %.1f\n",
-                               info.dataProcessed, info.dataTotal,
-                               100.0 * (double)info.dataProcessed / (double)info.dataTotal);
-    }
-}
-
 static char *make_job(Be *be, virConnectPtr conn G_GNUC_UNUSED, const char *uuid, GError **error)
 {
     GString *out = g_string_new(NULL);
@@ -109,9 +93,6 @@ static char *make_job(Be *be, virConnectPtr conn G_GNUC_UNUSED, const char *uuid
         ;                      /* printed */
     } else if (running) {
         g_string_append_printf(out, "kind: action\nobject: %s\n", running);
-        if (g_str_equal(running, "save")) {
-            print_save_progress(be, uuid, out);
-        }
         be_paused_print(be, uuid, out);
     } else {
         domain = be_conn_domain(be->query_conn, uuid, error);

@@ -16,6 +16,7 @@
 #include "backend/error.h"
 #include "backend/step.h"
 #include "backend/watchdog.h"
+#include "backend/xml.h"
 
 /* Bounds one call of the agent; it counts for the freeze itself, too. */
 #define AGENT_SECONDS 5
@@ -25,6 +26,10 @@
 
 /* A hook in the guest may freeze after we gave up: thaw again by then. */
 #define LATE_FREEZE_MS 12000
+
+/* How long the agent of a guest that was restored is waited for. */
+#define AGENT_POLLS 20
+#define AGENT_POLL_US (50 * 1000)
 
 /* As often a thaw that failed is sent again, as long as it takes. */
 #define RETRY_MS 5000
@@ -126,6 +131,34 @@ gboolean be_freeze_thaw_once(virDomainPtr domain, GError **error)
     }
     bound_agent(domain, FALSE);
     return thawed >= 0;
+}
+
+/* The agent's port is open again a moment after the restore, if it was open before. */
+static gboolean agent_comes_back(virDomainPtr domain)
+{
+    gboolean connected = FALSE, possible = TRUE;
+
+    for (guint i = 0; i < AGENT_POLLS && possible && !connected; i++) {
+        char *text = virDomainGetXMLDesc(domain, 0);
+        g_autoptr(BeXmlDomain) xml = text ? be_xml_domain_parse(text, NULL) : NULL;
+
+        possible = text && strstr(text, "org.qemu.guest_agent.0");
+        connected = xml && xml->agent_connected;
+        free(text);
+        if (possible && !connected) {
+            g_usleep(AGENT_POLL_US);
+        }
+    }
+    return connected;
+}
+
+void be_freeze_thaw_restored(virDomainPtr domain)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (agent_comes_back(domain) && !be_freeze_thaw_once(domain, &error)) {
+        g_info("not thawed after its memory was restored: %s", error->message);
+    }
 }
 
 /* A guest that is off or gone is not frozen. */

@@ -41,6 +41,13 @@ gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **e
 gboolean be_freeze_thaw_once(virDomainPtr domain, GError **error);
 
 /**
+ * be_freeze_thaw_restored: the same, once, for a guest whose memory has just come back:
+ * it may have been saved frozen, and whoever froze it is not there any more to thaw it.
+ * Waits up to 1 s for its agent.
+ */
+void be_freeze_thaw_restored(virDomainPtr domain);
+
+/**
  * be_freeze_consistency_of: what a freeze that the agent confirmed means.
  * @os_id: "os.id" of the agent (guest-get-osinfo), or NULL where it did not say
  *

@@ -2,8 +2,7 @@
  *
  * memory.c - a machine's memory saved, restored, and the plain start.
  *
- * Action workers.  A save runs on a thread of its own, "be-save", so that its worker
- * can have it aborted; libvirt then lets the guest run on and removes the file.
+ * Action workers; the call that saves runs on a thread of its own (save-watch.h).
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
@@ -14,11 +13,8 @@
 #include "backend/freeze.h"
 #include "backend/job.h"
 #include "backend/paused.h"
+#include "backend/save-watch.h"
 #include "backend/xml.h"
-
-#define LOOK_US (20 * 1000)
-#define AGENT_POLLS 20
-#define AGENT_POLL_US (50 * 1000)
 
 /* QEMU has let go of its images before libvirt finishes the file with the memory. */
 #define CLOSE_SECONDS 2
@@ -141,21 +137,18 @@ static gboolean path_is_plain(const char *path, const char *key, GError **error)
 typedef struct {
     virDomainPtr domain;
     const char *path;
-    GError *error;
-    gint over;                 /* atomic */
 } Save;
 
-static gpointer save_main(gpointer data)
+static gboolean call_save(gpointer data, GError **error)
 {
-    Save *save = data;
+    const Save *save = data;
     int saved = save->path ? virDomainSaveFlags(save->domain, save->path, NULL, 0)
                            : virDomainManagedSave(save->domain, 0);
 
     if (saved < 0) {
-        be_error_from_libvirt(&save->error, "the machine cannot be saved");
+        be_error_from_libvirt(error, "the machine cannot be saved");
     }
-    g_atomic_int_set(&save->over, 1);
-    return NULL;
+    return saved == 0;
 }
 
 static gboolean may_save(virDomainPtr domain, const Memory *memory, GError **error)
@@ -191,64 +184,23 @@ static gboolean may_save(virDomainPtr domain, const Memory *memory, GError **err
     return TRUE;
 }
 
-/*
- * Aborts the job only if it is a save: ours may still wait for the end of one of
- * another program, which is not to be harmed.
- */
-static void abort_save(virDomainPtr domain)
-{
-    virTypedParameterPtr params = NULL;
-    int type, count = 0, operation = VIR_DOMAIN_JOB_OPERATION_UNKNOWN;
-
-    if (virDomainGetJobStats(domain, &type, &params, &count, 0) == 0) {
-        (void)virTypedParamsGetInt(params, count, VIR_DOMAIN_JOB_OPERATION, &operation);
-    }
-    virTypedParamsFree(params, count);
-    if (operation == VIR_DOMAIN_JOB_OPERATION_SAVE && virDomainAbortJob(domain) < 0) {
-        g_debug("the save cannot be aborted in this moment");
-    }
-}
-
-/* libvirt forgets an abort that comes before QEMU writes: it is repeated until the end. */
-static void wait_for_save(Save *save, BeJob *job)
-{
-    while (!g_atomic_int_get(&save->over)) {
-        if (be_job_is_cancelled(job)) {
-            abort_save(save->domain);
-        }
-        g_usleep(LOOK_US);
-    }
-}
-
 static gboolean run_save(Be *be, BeJob *job, gpointer data, GError **error)
 {
     const Memory *memory = data;
     g_autoptr(BeVirDomain) domain = find_domain(be, memory, TRUE, error);
     Save save = {.domain = domain, .path = memory->path};
-    gboolean ran;
-    GThread *thread;
+    gboolean ran, saved;
 
     if (!domain || !may_save(domain, memory, error)) {
         return FALSE;
     }
     ran = be_domain_runs(domain);
-    thread = g_thread_try_new("be-save", save_main, &save, error);
-    if (!thread) {
-        (*error)->domain = BE_ERROR;
-        (*error)->code = EAGAIN;
-        return FALSE;
-    }
-    wait_for_save(&save, job);
-    g_thread_join(thread);
-    if (save.error && ran) {
+    saved = be_save_watched(domain, memory->uuid, job, "action", "save", call_save, &save, error);
+    if (!saved && ran) {
         be_domain_run_on(be, domain, memory->uuid, "the save");
     }
     (void)be_inventory_read(be, NULL);
-    if (!save.error) {
-        return TRUE;
-    }
-    g_propagate_error(error, save.error);
-    return FALSE;
+    return saved;
 }
 
 /* ---- Restore ---------------------------------------------------------------------------- */
@@ -357,38 +309,6 @@ static gboolean may_restore(virDomainPtr domain, const Memory *memory, GError **
     return memory->force || disks_are_as_then(then, now, &saved, error);
 }
 
-/* The agent's port is open again a moment after the restore, if it was open before. */
-static gboolean agent_answers(virDomainPtr domain)
-{
-    gboolean connected = FALSE, possible = TRUE;
-
-    for (guint i = 0; i < AGENT_POLLS && possible && !connected; i++) {
-        char *text = virDomainGetXMLDesc(domain, 0);
-        g_autoptr(BeXmlDomain) xml = text ? be_xml_domain_parse(text, NULL) : NULL;
-
-        possible = text && strstr(text, "org.qemu.guest_agent.0");
-        connected = xml && xml->agent_connected;
-        free(text);
-        if (possible && !connected) {
-            g_usleep(AGENT_POLL_US);
-        }
-    }
-    return connected;
-}
-
-/* It may have been saved frozen, by whomever; a thaw of one that is not does nothing. */
-static void thaw(virDomainPtr domain)
-{
-    g_autoptr(GError) error = NULL;
-
-    if (!agent_answers(domain)) {
-        return;
-    }
-    if (!be_freeze_thaw_once(domain, &error)) {
-        g_info("not thawed after its memory was restored: %s", error->message);
-    }
-}
-
 static gboolean run_restore(Be *be, BeJob *job, gpointer data, GError **error)
 {
     const Memory *memory = data;
@@ -411,7 +331,7 @@ static gboolean run_restore(Be *be, BeJob *job, gpointer data, GError **error)
         be_error_from_libvirt(error, "the memory cannot be restored");
         return FALSE;
     }
-    thaw(domain);
+    be_freeze_thaw_restored(domain);
     return be_inventory_read(be, error);
 }
 
@@ -436,7 +356,7 @@ static gboolean run_start(Be *be, BeJob *job, gpointer data, GError **error)
         return FALSE;
     }
     if (saved > 0) {
-        thaw(domain);
+        be_freeze_thaw_restored(domain);
     }
     return be_inventory_read(be, error);
 }

@@ -58,16 +58,17 @@ gboolean be_progress_print(const char *uuid, GString *out)
     G_LOCK(rows);
     progress = rows ? g_hash_table_lookup(rows, uuid) : NULL;
     if (progress) {
-        g_string_append_printf(out, "kind: %s\nobject: snapshots/%s\n", progress->kind,
+        g_string_append_printf(out, "kind: %s\nobject: %s\n", progress->kind,
                                progress->object);
     }
     if (progress && progress->total > 0) {
+        guint64 done = MIN(progress->done, progress->total);
+
         g_string_append_printf(out,
-                               "bytes-done: %" G_GUINT64_FORMAT "\nbytes-total: %" G_GUINT64_FORMAT
-                               "\npercent: %u\n",
-                               progress->done, progress->total,
-                               (guint)(MIN(progress->done, progress->total) * 100.0
-                                       / (double)progress->total));
+                               "bytes: %" G_GUINT64_FORMAT "\nbytes-total: %" G_GUINT64_FORMAT
+                               "\npercent: %.1f\n",
+                               done, progress->total,
+                               100.0 * (double)done / (double)progress->total);
     }
     G_UNLOCK(rows);
     return progress != NULL;

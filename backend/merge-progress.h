@@ -11,7 +11,7 @@
 /**
  * be_progress_set: replaces what is known of the domain @uuid.
  * @kind: "commit", "delete": a literal
- * @object: name of the snapshot; copied
+ * @object: "snapshots/NAME"; copied
  * @done, @total: bytes; a total of 0 is not known yet
  */
 void be_progress_set(const char *uuid, const char *kind, const char *object, guint64 done,

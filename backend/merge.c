@@ -18,14 +18,19 @@
 
 #define POLL_US (20 * 1000)
 
+static void show_progress(const DeletePlan *plan, guint64 done, guint64 total)
+{
+    g_autofree char *object = g_strdup_printf("snapshots/%s", plan->name);
+
+    be_progress_set(plan->uuid, plan->commit ? "commit" : "delete", object, done, total);
+}
+
 /* ---- By a block job ---- */
 
 static gboolean abort_job(DeletePlan *plan, const DeleteDisk *disk, GError **error)
 {
     (void)virDomainBlockJobAbort(plan->domain, disk->target, 0);
-    g_set_error(error, BE_ERROR, ECANCELED,
-                "cancelled; the domain goes on as before, but what was written to the image of the "
-                "snapshot stays there: it can only be deleted now");
+    g_set_error(error, BE_ERROR, ECANCELED, "cancelled; the domain goes on as before");
     return FALSE;
 }
 
@@ -72,8 +77,7 @@ static gboolean wait_for_job(DeletePlan *plan, const DeleteDisk *disk, GError **
         if (there == 0) {
             break;
         }
-        be_progress_set(plan->uuid, plan->commit ? "commit" : "delete", plan->name, info.cur,
-                        info.end);
+        show_progress(plan, info.cur, info.end);
         if (!plan->no_return && be_job_is_cancelled(plan->job)) {
             return abort_job(plan, disk, error);
         }
@@ -127,7 +131,7 @@ static gboolean merge_off(DeletePlan *plan, const DeleteDisk *disk, GError **err
 {
     const char *const argv[] = {"commit", "-q", "-d", "-f", "qcow2", disk->from, NULL};
 
-    be_progress_set(plan->uuid, plan->commit ? "commit" : "delete", plan->name, 0, 0);
+    show_progress(plan, 0, 0);
     return be_qemu_img(plan->no_return ? NULL : plan->job, argv, error);
 }
 

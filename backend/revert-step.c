@@ -342,44 +342,12 @@ void revert_undo_start(gpointer work)
 
 /* ---- Afterwards ------------------------------------------------------------------------------ */
 
-#define AGENT_POLLS 20
-#define AGENT_POLL_US (50 * 1000)
-
-/* The agent's port is open again a moment after the restore, if it was open before. */
-static gboolean agent_answers(virDomainPtr domain)
-{
-    gboolean connected = FALSE, possible = TRUE;
-
-    for (guint i = 0; i < AGENT_POLLS && possible && !connected; i++) {
-        char *text = virDomainGetXMLDesc(domain, 0);
-        g_autoptr(BeXmlDomain) xml = text ? be_xml_domain_parse(text, NULL) : NULL;
-
-        possible = text && strstr(text, "org.qemu.guest_agent.0");
-        connected = xml && xml->agent_connected;
-        free(text);
-        if (possible && !connected) {
-            g_usleep(AGENT_POLL_US);
-        }
-    }
-    return connected;
-}
-
-/* Whoever froze it for the snapshot's memory is not there any more to thaw it. */
-static void thaw(RevertPlan *plan)
-{
-    g_autoptr(GError) error = NULL;
-
-    if (agent_answers(plan->domain) && !be_freeze_thaw_once(plan->domain, &error)) {
-        g_info("after the revert: %s", error->message);
-    }
-}
-
 void revert_settle(RevertPlan *plan)
 {
     g_autoptr(GError) error = NULL;
 
     if (plan->restores && revert_wants(plan) == BE_REVERT_RUNNING) {
-        thaw(plan);
+        be_freeze_thaw_restored(plan->domain);
     }
     if (virDomainHasManagedSaveImage(plan->domain, 0) > 0) {
         (void)virDomainManagedSaveRemove(plan->domain, 0);

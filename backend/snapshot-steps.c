@@ -5,7 +5,7 @@
  *
  * libvirt makes overlays and memory file itself and takes back what it began when
  * it fails (qemuSnapshotCreateXML()); what it leaves behind all the same is
- * removed here.  Action worker; the watch for a cancellation is the timer thread's.
+ * removed here.  Action worker.
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
@@ -13,70 +13,11 @@
 
 #include "backend/error.h"
 #include "backend/objects.h"
+#include "backend/save-watch.h"
 #include "backend/snapshot-plan.h"
 #include "backend/step.h"
 
 #define AREA "snapshot-create"
-#define CANCEL_POLL_MS 100
-
-/* ---- Cancelling a memory image that is being written -------------------------------- */
-
-/* A counted box, shared by the worker, the timer and a query. */
-typedef struct {
-    BeJob *job;                /* a reference */
-    char *uuid;
-    gint over;                 /* atomic: the call came back */
-    Be *be;
-} CancelWatch;
-
-static void watch_clear(gpointer data)
-{
-    CancelWatch *watch = data;
-
-    be_job_unref(watch->job);
-    g_free(watch->uuid);
-}
-
-static void watch_release(gpointer watch)
-{
-    g_atomic_rc_box_release_full(watch, watch_clear);
-}
-
-static void abort_save(Be *be, gpointer data)
-{
-    const CancelWatch *watch = data;
-    g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, watch->uuid, NULL);
-
-    if (domain && !g_atomic_int_get(&watch->over) && virDomainAbortJob(domain) < 0) {
-        g_info("the saving of memory cannot be cancelled: %s", virGetLastErrorMessage());
-    }
-}
-
-static gboolean look_for_cancel(gpointer data)
-{
-    CancelWatch *watch = data;
-
-    if (g_atomic_int_get(&watch->over)) {
-        return G_SOURCE_REMOVE;
-    }
-    if (be_job_is_cancelled(watch->job)) {
-        be_query(watch->be, abort_save, g_atomic_rc_box_acquire(watch), watch_release);
-        return G_SOURCE_REMOVE;
-    }
-    return G_SOURCE_CONTINUE;
-}
-
-static CancelWatch *watch_new(const SnapshotPlan *plan)
-{
-    CancelWatch *watch = g_atomic_rc_box_new0(CancelWatch);
-
-    watch->be = plan->be;
-    watch->job = be_job_ref(plan->job);
-    watch->uuid = g_strdup(plan->uuid);
-    g_source_unref(be_timer_add(plan->be, CANCEL_POLL_MS, look_for_cancel,
-                                g_atomic_rc_box_acquire(watch), watch_release));
-    return watch;
-}
 
 /* ---- Steps --------------------------------------------------------------------------- */
 
@@ -143,9 +84,17 @@ static guint create_flags(const SnapshotPlan *plan)
     return plan->asked.live ? flags | VIR_DOMAIN_SNAPSHOT_CREATE_LIVE : flags;
 }
 
-static gboolean call_libvirt(SnapshotPlan *plan, const char *xml, GError **error)
+/* What call_libvirt() needs. */
+typedef struct {
+    const SnapshotPlan *plan;
+    const char *xml;
+} Call;
+
+static gboolean call_libvirt(gpointer data, GError **error)
 {
-    virDomainSnapshotPtr made = virDomainSnapshotCreateXML(plan->domain, xml, create_flags(plan));
+    const Call *call = data;
+    virDomainSnapshotPtr made =
+        virDomainSnapshotCreateXML(call->plan->domain, call->xml, create_flags(call->plan));
 
     if (!made) {
         be_error_from_libvirt(error, "libvirt cannot make the snapshot");
@@ -156,14 +105,13 @@ static gboolean call_libvirt(SnapshotPlan *plan, const char *xml, GError **error
 }
 
 /* Memory takes long and can be cancelled; all else is over before anybody asks. */
-static gboolean call_watched(SnapshotPlan *plan, const char *xml, GError **error)
+static gboolean call_watched(Call *call, GError **error)
 {
-    CancelWatch *watch = watch_new(plan);
-    gboolean made = call_libvirt(plan, xml, error);
+    const SnapshotPlan *plan = call->plan;
+    g_autofree char *object = g_strdup_printf("snapshots/%s", plan->name);
 
-    g_atomic_int_set(&watch->over, 1);
-    watch_release(watch);
-    return made;
+    return be_save_watched(plan->domain, plan->uuid, plan->job, "snapshot", object, call_libvirt,
+                           call, error);
 }
 
 /* A host that is gone, or did not answer in time, may have done it. */
@@ -179,6 +127,7 @@ static gboolean run_create(gpointer work, GError **error)
     g_autofree char *xml = be_xml_snapshot_build(plan->wanted, error);
     gboolean memory = plan->wanted->memory == BE_PART_EXTERNAL;
     g_autoptr(GError) create_error = NULL;
+    Call call = {plan, xml};
 
     if (!xml) {
         return FALSE;
@@ -191,8 +140,7 @@ static gboolean run_create(gpointer work, GError **error)
                           plan->running && plan->xml->agent_connected, &plan->window, error)) {
         return FALSE;
     }
-    (void)(memory ? call_watched(plan, xml, &create_error)
-                  : call_libvirt(plan, xml, &create_error));
+    (void)(memory ? call_watched(&call, &create_error) : call_libvirt(&call, &create_error));
     be_quiesce_end(plan->be, plan->domain, plan->uuid, AREA, &plan->window);
     if (create_error) {
         if (plan->wanted->memory != BE_PART_NONE && plan->running) {

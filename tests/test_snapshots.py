@@ -24,9 +24,13 @@ import fsutil
 from bed import MIB, Disk, Guest, Mount, raises_errno, sh, wait_for
 from conftest import MakeGuest, MakeMount
 from fsutil import HungLibvirtd, command, driver_uri, hung, last_failure
+from test_interrupt import HANDLE, WRITE
 from test_offline import compress
+from test_save import StoppedWriter, migration, writer
 
-__all__ = ["hung"]
+__all__ = ["hung", "writer"]
+
+LINE = "snapshot a memory=external"
 
 
 def collection(mnt: Mount, guest: Guest) -> Path:
@@ -67,6 +71,36 @@ def test_those_of_other_programs_come_and_go(off_guest, mnt: Mount) -> None:
     for name in ("s0", "s2"):
         virsh_delete(guest, name)
     wait_for(lambda: os.listdir(snapshots) == [], 1, "none is left")
+
+
+def test_parents_and_current_follow_other_programs(off_guest, mnt: Mount) -> None:
+    guest = off_guest()
+    snapshots = collection(mnt, guest)
+    for number in range(4):
+        virsh_create(guest, f"s{number}")
+    wait_for(lambda: text(snapshots / "s3/parent") == "s2", 2, "its parent")
+    numbers = {name: (snapshots / name).stat().st_ino for name in os.listdir(snapshots)}
+    gone = os.open(snapshots / "s2", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        virsh_delete(guest, "s2")
+        wait_for(lambda: text(snapshots / "s3/parent") == "s1", 2, "its parent's parent")
+        assert sorted(os.listdir(snapshots)) == ["current", "s0", "s1", "s3"]
+        for name in ("s2", "s2/state", "s2/control"):
+            with raises_errno(errno.ENOENT):
+                (snapshots / name).lstat()
+        with raises_errno(errno.ENOENT):
+            os.open("state", os.O_RDONLY, dir_fd=gone)
+    finally:
+        os.close(gone)
+    guest.domain.revertToSnapshot(guest.domain.snapshotLookupByName("s0"))
+    wait_for(lambda: os.readlink(snapshots / "current") == "s0", 2, "current follows a revert")
+    virsh_create(guest, "s4")
+    wait_for(lambda: os.path.lexists(snapshots / "s4"), 2, "a new branch")
+    assert text(snapshots / "s4/parent") == "s0"
+    guest.domain.snapshotLookupByName("s1").delete(
+        libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN)
+    wait_for(lambda: sorted(os.listdir(snapshots)) == ["current", "s0", "s4"], 2, "both went")
+    assert (snapshots / "s0").stat().st_ino == numbers["s0"]
 
 
 def test_what_is_shown(off_guest, mnt: Mount) -> None:
@@ -347,6 +381,8 @@ REFUSALS = [
     ("snapshot a disk=internal", errno.EOPNOTSUPP, "disk 'vdb' can be made: only a qcow2 image"),
     ("snapshot a only=sda", errno.EOPNOTSUPP, "disk 'sda' cannot be in a snapshot: removable"),
     ("snapshot a only=vdc", errno.EOPNOTSUPP, "disk 'vdc' can be made: it is a block device"),
+    ("snapshot a only=vdd", errno.EOPNOTSUPP, "disk 'vdd' can be made: it is no file of this host"),
+    ("snapshot a only=sdb", errno.EOPNOTSUPP, "disk 'sdb' can be made: it is a SCSI LUN"),
     ("snapshot a", errno.EOPNOTSUPP, "leave it out with only="),
     ("snapshot current", errno.EINVAL, "links of the tree"),
     ("snapshot .hidden", errno.EINVAL, ""),
@@ -359,12 +395,18 @@ def test_refusals(machine, mnt: Mount) -> None:
     guest = machine(Disk("vda"), Disk("vdb", "raw"))
     for xml in ("<disk type='block' device='disk'><driver name='qemu' type='raw'/>"
                 "<source dev='/dev/loop-none'/><target dev='vdc' bus='virtio'/></disk>",
+                "<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
+                "<source protocol='nbd' name='export'><host name='localhost'/></source>"
+                "<target dev='vdd' bus='virtio'/></disk>",
+                "<disk type='block' device='lun'><driver name='qemu' type='raw'/>"
+                "<source dev='/dev/loop-none'/><target dev='sdb' bus='scsi'/></disk>",
                 f"<disk type='file' device='cdrom'><source file='{guest.dir}/vdb.raw'/>"
                 "<target dev='sda' bus='scsi'/><readonly/></disk>"):
         guest.domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
     guest.domain.snapshotCreateXML(
-        "<domainsnapshot><name>old</name><disks><disk name='vdb' snapshot='no'/>"
-        "<disk name='vdc' snapshot='no'/></disks></domainsnapshot>",
+        "<domainsnapshot><name>old</name><disks>"
+        + "".join(f"<disk name='{target}' snapshot='no'/>"
+                  for target in ("vdb", "vdc", "vdd", "sdb")) + "</disks></domainsnapshot>",
         libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
     for line, number, sentence in REFUSALS:
         refused(mnt, guest, line, number, sentence)
@@ -460,18 +502,31 @@ def test_quiesce_required_and_no_agent(machine, mnt: Mount) -> None:
 
 ### Callers that go away, and a daemon that does
 
-def test_a_cancelled_memory_snapshot_leaves_nothing(machine, mnt: Mount) -> None:
+def test_a_cancelled_memory_snapshot_leaves_nothing(machine, mnt: Mount,
+                                                    writer: StoppedWriter) -> None:
     guest = machine(on=True)
+    domain = mnt.domains / guest.name
     files = set(guest.dir.iterdir())
-    caller = fsutil.write(mnt.domains / guest.name / "control", "snapshot a memory=external",
-                          prepare="signal.signal(signal.SIGINT, lambda *_: None)")
-    wait_for(lambda: guest.has_job(), 10, "memory is being saved")
-    os.kill(caller.pid, signal.SIGTERM)
-    caller.process.communicate(timeout=30)
-    wait_for(lambda: text(mnt.domains / guest.name / "job") == "", 30, "the action ended")
+    caller = fsutil.Caller(fsutil.WRITE, WRITE.replace("backup x', 8", f"{LINE}', {len(LINE)}"),
+                           domain / "control", prepare=HANDLE)
+    writer.stop()
+    wait_for(lambda: "percent: " in text(domain / "job"), 60, "progress")
+    job = dict(line.split(": ", 1) for line in text(domain / "job").splitlines())
+    assert (job["kind"], job["object"]) == ("snapshot", "snapshots/a")
+    assert 0 < int(job["bytes"]) <= int(job["bytes-total"]) and 0 < float(job["percent"]) <= 100
+    assert os.listdir(collection(mnt, guest)) == []
+    begin = time.monotonic()
+    os.kill(caller.pid, signal.SIGINT)
+    assert caller.errno(30) == errno.EINTR
+    assert time.monotonic() - begin < 1          # 120 ms for the undoing, and python's end
+    wait_for(lambda: migration(guest) == "cancelling", 60, "aborted")
+    writer.go_on()
+    wait_for(lambda: text(domain / "job") == "", 60, "the action ended")
+    assert last_failure(domain).errno == "ECANCELED"
     assert set(guest.dir.iterdir()) == files and not guest.snapshots()
     assert guest.is_running() and guest.disk_path("vda").name == "vda.qcow2"
     assert not records()
+    make(mnt, guest, "a memory=external")
 
 
 def test_a_cancelled_mkdir_leaves_nothing(machine, mnt: Mount, hung: HungLibvirtd) -> None:
