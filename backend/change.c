@@ -18,6 +18,8 @@
 #include "backend/error.h"
 #include "backend/freeze.h"
 #include "backend/image.h"
+#include "backend/lease.h"
+#include "backend/readings.h"
 
 /* ---- Is anything in the way? ------------------------------------------------------- */
 
@@ -82,6 +84,37 @@ gboolean be_change_nothing_runs(Be *be, virDomainPtr domain, const char *uuid, G
         return FALSE;
     }
     return virDomainIsActive(domain) != 1 || no_job(domain, error);
+}
+
+/* ---- Does anybody read? ------------------------------------------------------------ */
+
+#define READER_WAIT_US G_USEC_PER_SEC
+#define READER_POLL_US (50 * 1000)
+
+static gboolean is_unread(const GPtrArray *paths, GError **error)
+{
+    for (guint i = 0; i < paths->len; i++) {
+        if (be_lease_blocks(g_ptr_array_index(paths, i), error)) {
+            return FALSE;
+        }
+    }
+    return TRUE;
+}
+
+gboolean be_change_nobody_reads(Be *be, const char *uuid, const GPtrArray *paths,
+                                GError **error)
+{
+    gint64 until_us = g_get_monotonic_time() + READER_WAIT_US;
+
+    while (!is_unread(paths, NULL)) {
+        if (g_get_monotonic_time() > until_us) {
+            return is_unread(paths, error);
+        }
+        g_usleep(READER_POLL_US);
+        be_readings_stop(be, uuid);
+        be_readings_go_on(be, uuid);
+    }
+    return TRUE;
 }
 
 /* ---- Names --------------------------------------------------------------------------- */

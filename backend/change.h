@@ -17,6 +17,15 @@
 gboolean be_change_nothing_runs(Be *be, virDomainPtr domain, const char *uuid, GError **error);
 
 /**
+ * be_change_nobody_reads: EBUSY while one of the images is read through this mount.
+ * Waits up to 1 s for a reader that has just closed: the kernel tells of that late;
+ * servers that nobody takes data from end (be_readings_stop()).
+ * @paths: (element char *)
+ */
+gboolean be_change_nobody_reads(Be *be, const char *uuid, const GPtrArray *paths,
+                                GError **error);
+
+/**
  * be_change_new_path: a path beside @base that does not exist now: its stem, the
  * name of the snapshot as far as a file name should hold it, and @suffix.
  * Free with g_free().

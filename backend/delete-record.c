@@ -14,6 +14,7 @@
 #include "backend/delete.h"
 #include "backend/error.h"
 #include "backend/objects.h"
+#include "backend/readings.h"
 #include "backend/record.h"
 
 #define KIND "deletes"
@@ -166,34 +167,48 @@ static gboolean is_gone(const DeletePlan *plan, const char *name)
 gboolean delete_settle_pending(DeletePlan *plan, GError **error)
 {
     g_autoptr(JsonObject) record = be_record_read(plan->be, KIND, plan->uuid, NULL);
+    const char *name = record ? be_record_get_string(record, "snapshot") : NULL;
+    gboolean gone;
 
     if (!record) {
         return TRUE;
     }
     get_disks(record, plan->disks);
     get_drops(record, plan);
-    if (!settle(plan, error)
-        || (is_gone(plan, be_record_get_string(record, "snapshot"))
-            && !delete_clear(plan, error))) {
+    if (!settle(plan, error)) {
+        return FALSE;
+    }
+    gone = is_gone(plan, name);
+    if (gone && !delete_clear(plan, error)) {
         return FALSE;
     }
     g_ptr_array_set_size(plan->disks, 0);
     g_ptr_array_set_size(plan->drops, 0);
     g_clear_pointer(&plan->memory, g_free);
-    be_record_remove(plan->be, KIND, plan->uuid);
+    if (gone || g_strcmp0(name, plan->name) != 0) {
+        be_record_remove(plan->be, KIND, plan->uuid);
+    }
     return TRUE;
 }
 
-void delete_record_end(DeletePlan *plan)
+static gboolean is_half_switched(const DeletePlan *plan)
 {
-    gboolean pending = FALSE;
-
     for (guint i = 0; i < plan->disks->len; i++) {
         const DeleteDisk *disk = g_ptr_array_index(plan->disks, i);
 
-        pending = pending || (disk->merged && access(disk->from, F_OK) == 0);
+        if (disk->merged && access(disk->from, F_OK) == 0) {
+            return TRUE;
+        }
     }
-    if (pending) {
+    return FALSE;
+}
+
+/* Whoever cancelled a deletion does not want it to go on by itself. */
+void delete_record_end(DeletePlan *plan, gboolean good)
+{
+    gboolean half = !good && plan->begun && !be_job_is_cancelled(plan->job);
+
+    if (half || is_half_switched(plan)) {
         delete_record_give_up(plan);
     } else if (plan->recorded) {
         be_record_remove(plan->be, KIND, plan->uuid);
@@ -202,6 +217,7 @@ void delete_record_end(DeletePlan *plan)
 }
 
 #define RETRY_MS 1000
+#define RETRY_BUSY_MS 5000
 
 static void recover_on_worker(Be *be, gpointer data G_GNUC_UNUSED)
 {
@@ -218,12 +234,36 @@ static gboolean recover_again(gpointer data)
     return G_SOURCE_REMOVE;
 }
 
+static void recover_later(Be *be, guint delay_ms)
+{
+    g_source_unref(be_timer_add(be, delay_ms, recover_again, be, NULL));
+}
+
+/* Nobody's job lock may be waited for, nor a reader be shown what is half written. */
+static gboolean recover(DeletePlan *plan, const char *name, GError **error)
+{
+    gboolean good;
+
+    be_readings_stop(plan->be, plan->uuid);
+    good = delete_settle_pending(plan, error)
+           && be_change_nothing_runs(plan->be, plan->domain, plan->uuid, error)
+           && delete_one(plan, name, error);
+    good = delete_let_go(plan, good ? error : NULL) && good;
+    if (good) {
+        plan->recorded = TRUE; /* that of the process before, too */
+    }
+    delete_record_end(plan, good);
+    be_readings_go_on(plan->be, plan->uuid);
+    return good;
+}
+
 static gboolean run_recover(Be *be, BeJob *job, gpointer data, GError **error)
 {
     const char *id = data;
     g_autoptr(JsonObject) record = be_record_read(be, KIND, id, NULL);
     const char *name = record ? be_record_get_string(record, "snapshot") : NULL;
     g_autoptr(GError) domain_error = NULL;
+    g_autoptr(GError) failure = NULL;
     g_autoptr(DeletePlan) plan = NULL;
     gboolean good;
 
@@ -246,14 +286,20 @@ static gboolean run_recover(Be *be, BeJob *job, gpointer data, GError **error)
     }
     /* Whoever holds it for the process that died is about to turn it off. */
     if (be_paused_is_left(be, id)) {
-        g_source_unref(be_timer_add(be, RETRY_MS, recover_again, be, NULL));
+        recover_later(be, RETRY_MS);
         return TRUE;
     }
     g_info("finishing the deletion of snapshot '%s' that a crash left", name);
-    good = delete_settle_pending(plan, error) && delete_one(plan, name, error);
-    good = delete_let_go(plan, good ? error : NULL) && good;
-    delete_record_end(plan);
+    good = recover(plan, name, &failure);
     (void)be_objects_read(be, BE_SNAPSHOTS, id, NULL);
+    if (!good && failure->code == EBUSY) {
+        g_info("the deletion of snapshot '%s' waits: %s", name, failure->message);
+        recover_later(be, RETRY_BUSY_MS);
+        return TRUE;
+    }
+    if (!good) {
+        g_propagate_error(error, g_steal_pointer(&failure));
+    }
     return good;
 }
 

@@ -40,6 +40,7 @@ DeletePlan *delete_plan_new(Be *be, const char *uuid, const char *name)
     plan->name = g_strdup(name);
     plan->disks = g_ptr_array_new_with_free_func(delete_disk_free);
     plan->drops = g_ptr_array_new_with_free_func(g_free);
+    plan->stamps = delete_stamps_new();
     return plan;
 }
 
@@ -53,6 +54,7 @@ void delete_plan_free(gpointer data)
     be_auto_domain(plan->domain);
     g_ptr_array_unref(plan->disks);
     g_ptr_array_unref(plan->drops);
+    g_array_unref(plan->stamps);
     g_free(plan->memory);
     g_free(plan->uuid);
     g_free(plan->name);
@@ -153,16 +155,25 @@ static gboolean delete_inner(DeletePlan *plan, const BeTree *tree, const BeTreeS
                              GError **error)
 {
     const BeXmlDomain *domain = snapshot->xml->domain;
+    g_autoptr(GPtrArray) paths = g_ptr_array_new();
     gboolean all_on_top = TRUE;
 
     for (guint i = 0; domain && i < snapshot->xml->disks->len; i++) {
         const BeXmlSnapshotDisk *part = g_ptr_array_index(snapshot->xml->disks, i);
         const BeXmlDisk *disk = be_xml_domain_disk(domain, part->target);
 
-        if (part->part == BE_PART_INTERNAL) {
-            all_on_top = all_on_top && disk && disk->top.path
-                         && is_on_top(tree, part, be_tree_image(tree, disk->top.path));
+        if (part->part != BE_PART_INTERNAL) {
+            continue;
         }
+        all_on_top = all_on_top && disk && disk->top.path
+                     && is_on_top(tree, part, be_tree_image(tree, disk->top.path));
+        if (disk && disk->top.path) {
+            g_ptr_array_add(paths, disk->top.path);
+        }
+    }
+    /* Its clusters are free for others then, whoever reads them. */
+    if (!be_change_nobody_reads(plan->be, plan->uuid, paths, error)) {
+        return FALSE;
     }
     if (all_on_top) {
         return delete_by_libvirt(plan, snapshot->xml->name, 0, error);
@@ -252,57 +263,104 @@ gboolean delete_clear(DeletePlan *plan, GError **error)
     return be_change_prune(plan->be, plan->domain, plan->uuid, plan->drops, error);
 }
 
-/* Returns: whether an image is written to. */
-static gboolean note_what_goes(DeletePlan *plan, const BeTreeSnapshot *snapshot)
+static void note_what_goes(DeletePlan *plan, const BeTreeSnapshot *snapshot)
 {
-    gboolean writes = FALSE;
-
     g_free(plan->memory);
     plan->memory = g_strdup(snapshot->xml->memory_file);
     g_ptr_array_set_size(plan->drops, 0);
     for (guint i = 0; i < plan->disks->len; i++) {
         const DeleteDisk *disk = g_ptr_array_index(plan->disks, i);
 
-        writes = writes || disk->fate == DELETE_MERGES;
         if (disk->fate == DELETE_REMOVES && g_str_equal(disk->format, "qcow2") && !disk->block) {
             g_ptr_array_add(plan->drops, g_strdup(disk->to));
         }
     }
-    return writes;
+}
+
+/* The images that are written to or go. */
+static gboolean nobody_reads(const DeletePlan *plan, GError **error)
+{
+    g_autoptr(GPtrArray) paths = g_ptr_array_new();
+
+    for (guint i = 0; i < plan->disks->len; i++) {
+        const DeleteDisk *disk = g_ptr_array_index(plan->disks, i);
+
+        if (disk->fate != DELETE_KEEPS) {
+            g_ptr_array_add(paths, disk->to);
+        }
+        if (disk->fate == DELETE_MERGES) {
+            g_ptr_array_add(paths, disk->from);
+        }
+    }
+    return be_change_nobody_reads(plan->be, plan->uuid, paths, error);
+}
+
+static gboolean write_record(DeletePlan *plan, const BeTree *tree, const char *name,
+                             GError **error)
+{
+    return !be_fail_point("delete", "record", "before", error)
+           && remember_branches(plan, tree, error) && delete_record_write(plan, name, error)
+           && !be_fail_point("delete", "record", "after", error);
+}
+
+static gboolean hold_if_off(DeletePlan *plan, GError **error)
+{
+    if (be_fail_point("delete", "hold", "before", error) || !hold(plan, error)) {
+        return FALSE;
+    }
+    be_crash_point("delete", "hold", "after");
+    return !be_fail_point("delete", "hold", "after", error);
+}
+
+static gboolean forget_it(DeletePlan *plan, const char *name, GError **error)
+{
+    be_crash_point("delete", "forget", "before");
+    return !be_fail_point("delete", "forget", "before", error) && forget(plan, name, error);
 }
 
 static gboolean delete_by_us(DeletePlan *plan, const BeTree *tree, const BeTreeSnapshot *snapshot,
                              GError **error)
 {
     const char *name = snapshot->xml->name;
-    gboolean writes = note_what_goes(plan, snapshot);
+    gboolean good;
 
-    if (!remember_branches(plan, tree, error) || !delete_record_write(plan, name, error)
-        || (writes && !be_change_break(plan->be, plan->uuid, name, error))
-        || (merges_in_use(plan) && !hold(plan, error)) || !merge_all(plan, name, error)) {
+    note_what_goes(plan, snapshot);
+    good = write_record(plan, tree, name, error)
+           && (!merges_in_use(plan) || hold_if_off(plan, error));
+    delete_look(plan, name);
+    good = good && delete_begin(plan, name, error) && merge_all(plan, name, error)
+           && forget_it(plan, name, error);
+    if (!good) {
+        delete_take_back(plan, name, error);
         return FALSE;
     }
-    be_crash_point("delete", "forget", "before");
-    if (be_fail_point("delete", "forget", "before", error) || !forget(plan, name, error)) {
-        return FALSE;
-    }
+    plan->begun = TRUE;
     be_crash_point("delete", "forget", "after");
-    return delete_clear(plan, error);
+    return !be_fail_point("delete", "forget", "after", error) && delete_clear(plan, error);
 }
 
 /* libvirt 9.0 leaves the memory of an external snapshot. */
-static gboolean delete_natively(DeletePlan *plan, const BeTreeSnapshot *snapshot, GError **error)
+static gboolean delete_natively(DeletePlan *plan, const BeTree *tree,
+                                const BeTreeSnapshot *snapshot, GError **error)
 {
-    (void)note_what_goes(plan, snapshot);
+    const char *name = snapshot->xml->name;
+    gboolean good;
+
+    note_what_goes(plan, snapshot);
+    good = hold_if_off(plan, error);
+    delete_look(plan, name);
     g_ptr_array_set_size(plan->disks, 0);   /* libvirt's affair, also after a crash of ours */
-    if (be_fail_point("delete", "libvirt", "before", error)
-        || !delete_record_write(plan, snapshot->xml->name, error) || !hold(plan, error)
-        || !delete_by_libvirt(plan, snapshot->xml->name, 0, error)) {
+    good = good && write_record(plan, tree, name, error) && delete_begin(plan, name, error)
+           && !be_fail_point("delete", "libvirt", "before", error)
+           && delete_by_libvirt(plan, name, 0, error);
+    if (!good) {
+        delete_take_back(plan, name, error);
         return FALSE;
     }
+    plan->begun = TRUE;
     be_crash_point("delete", "libvirt", "after");
-    be_change_mend(plan->be, plan->uuid, snapshot->xml->name);
-    return delete_clear(plan, error);
+    be_change_mend(plan->be, plan->uuid, name);
+    return !be_fail_point("delete", "libvirt", "after", error) && delete_clear(plan, error);
 }
 
 static gboolean check_commit(const DeletePlan *plan, GError **error)
@@ -326,8 +384,13 @@ gboolean delete_one(DeletePlan *plan, const char *name, GError **error)
     g_autoptr(BeTree) tree = be_tree_read(plan->domain, error);
     const BeTreeSnapshot *snapshot = tree ? be_tree_snapshot(tree, name) : NULL;
 
+    plan->begun = FALSE;
+    if (!tree) {
+        return FALSE;
+    }
     if (!snapshot) {
-        return tree != NULL;   /* gone already */
+        be_change_mend(plan->be, plan->uuid, name);   /* gone already, and its note with it */
+        return TRUE;
     }
     if (snapshot->has_inner && snapshot->disks->len > 0) {
         g_set_error(error, BE_ERROR, EOPNOTSUPP,
@@ -350,11 +413,11 @@ gboolean delete_one(DeletePlan *plan, const char *name, GError **error)
         return delete_by_libvirt(plan, name, 0, error);
     }
     if (!delete_decide(plan, tree, snapshot, error)
-        || (plan->commit && !check_commit(plan, error))) {
+        || (plan->commit && !check_commit(plan, error)) || !nobody_reads(plan, error)) {
         return FALSE;
     }
     return !plan->commit && delete_is_libvirts(plan, tree, snapshot)
-               ? delete_natively(plan, snapshot, error)
+               ? delete_natively(plan, tree, snapshot, error)
                : delete_by_us(plan, tree, snapshot, error);
 }
 
@@ -419,6 +482,7 @@ static void straighten(DeletePlan *plan)
         g_ptr_array_set_size(plan->disks, 0);
         g_ptr_array_add(plan->disks, row);
         good = delete_is_ours_alone(plan, tree, row, &error)
+               && nobody_reads(plan, &error)
                && delete_record_write(plan, plan->name, &error)
                && (!row->in_use || hold(plan, &error)) && merge_all(plan, plan->name, &error)
                && be_change_prune(plan->be, plan->domain, plan->uuid, none, &error);
@@ -487,7 +551,7 @@ static gboolean run_delete(Be *be, BeJob *job, gpointer data, GError **error)
         }
         good = delete_settle_pending(plan, error) && delete_all(plan, error);
         good = delete_let_go(plan, good ? error : NULL) && good;
-        delete_record_end(plan);
+        delete_record_end(plan, good);
         be_readings_go_on(be, plan->uuid);
     }
     if (plan->hidden) {

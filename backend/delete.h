@@ -52,6 +52,9 @@ typedef struct {
     gboolean recorded;
     gboolean no_return;        /* a disk is merged: the others follow, whoever cancels */
     GPtrArray *disks;          /* of DeleteDisk: of the snapshot under way */
+    gboolean begun;            /* what was done to the snapshot cannot be taken back */
+    gboolean broken_before;    /* an earlier attempt has begun already */
+    GArray *stamps;            /* delete_stamps_new(): the images that are written into, before */
     GPtrArray *drops;          /* of char *: its images that go once it is forgotten */
     char *memory;              /* its memory's file, which goes then; or NULL */
 } DeletePlan;
@@ -84,6 +87,28 @@ gboolean delete_is_ours_alone(const DeletePlan *plan, const BeTree *tree, const 
 gboolean delete_is_libvirts(const DeletePlan *plan, const BeTree *tree,
                             const BeTreeSnapshot *snapshot);
 
+/* ---- delete-whole.c ---- */
+
+GArray *delete_stamps_new(void);
+
+/**
+ * delete_look: what the images that will be written into are like, and whether the
+ * snapshot is whole.
+ */
+void delete_look(DeletePlan *plan, const char *name);
+
+/**
+ * delete_begin: notes the snapshot as broken, before the first byte is written and when
+ * the record is there.
+ */
+gboolean delete_begin(DeletePlan *plan, const char *name, GError **error);
+
+/**
+ * delete_take_back: after a failure: where no image was written to the snapshot is whole
+ * still, and the note goes.  Else @error says what became of it.
+ */
+void delete_take_back(DeletePlan *plan, const char *name, GError **error);
+
 /* ---- merge.c ---- */
 
 /**
@@ -108,10 +133,11 @@ void delete_stop_job(DeletePlan *plan, const char *target);
 gboolean delete_record_write(DeletePlan *plan, const char *name, GError **error);
 
 /**
- * delete_record_end: removes the record; where a merged image is still named somewhere
- * it stays, for the next attempt.
+ * delete_record_end: removes the record; where a merged image is still named somewhere,
+ * or a failure has left the snapshot half deleted, it stays for the next start.
+ * @good: all was done
  */
-void delete_record_end(DeletePlan *plan);
+void delete_record_end(DeletePlan *plan, gboolean good);
 
 /**
  * delete_settle_pending: finishes what an earlier attempt has merged and not renamed.

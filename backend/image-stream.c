@@ -13,6 +13,7 @@
 #include "backend/child.h"
 #include "backend/error.h"
 #include "backend/image-source.h"
+#include "backend/lease.h"
 
 /* What serve() needs; the stream's. */
 struct BeImageServer {
@@ -27,8 +28,24 @@ struct BeImageServer {
     char *socket;
     GMutex lock;
     BeChild *server;           /* guarded by lock; NULL when there is no process */
+    gboolean leased;           /* guarded by lock; the images are, from before the check on */
     gint up;                   /* atomic: there is one */
 };
+
+static void lease_locked(BeImageServer *server, gboolean take)
+{
+    if (server->leased == take) {
+        return;
+    }
+    server->leased = take;
+    for (guint i = 0; i < server->chain->len; i++) {
+        if (take) {
+            be_lease_take(g_ptr_array_index(server->chain, i));
+        } else {
+            be_lease_drop(g_ptr_array_index(server->chain, i));
+        }
+    }
+}
 
 void be_image_server_unref(BeImageServer *server)
 {
@@ -38,8 +55,9 @@ void be_image_server_unref(BeImageServer *server)
     if (server->check_destroy) {
         server->check_destroy(server->check_user);
     }
-    g_mutex_clear(&server->lock);
     be_child_free(server->server);
+    lease_locked(server, FALSE);
+    g_mutex_clear(&server->lock);
     g_ptr_array_unref(server->chain);
     be_image_snapshot_clear(&server->snapshot);
     g_free(server->bitmap);
@@ -71,7 +89,9 @@ static char *serve(gpointer user, GError **error)
     gboolean started;
 
     g_mutex_lock(&server->lock);
+    lease_locked(server, TRUE);
     started = start_locked(server, error);
+    lease_locked(server, started);
     g_mutex_unlock(&server->lock);
     return started ? g_strdup(server->socket) : NULL;
 }
@@ -88,8 +108,9 @@ void be_image_server_rest(BeImageServer *server)
     g_mutex_lock(&server->lock);
     child = g_steal_pointer(&server->server);
     g_atomic_int_set(&server->up, 0);
-    g_mutex_unlock(&server->lock);
     be_child_free(child);
+    lease_locked(server, FALSE);
+    g_mutex_unlock(&server->lock);
 }
 
 /* The stream is closed: nobody reads any more, whoever else knows the server. */

@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "backend/change.h"
 #include "backend/disk.h"
 #include "backend/error.h"
 #include "backend/file-stream.h"
@@ -242,7 +243,10 @@ static gboolean is_untouched(const Images *images, const BeImage *base, GError *
 
 static gboolean find_images(Images *images, GPtrArray **ret_chain, GError **error)
 {
-    g_autoptr(GPtrArray) chain = be_image_chain_inspect(images->path, images->format, error);
+    g_autoptr(GPtrArray) chain =
+        be_change_is_whole(images->be, images->uuid, images->snapshot, error)
+            ? be_image_chain_inspect(images->path, images->format, error)
+            : NULL;
 
     if (!chain) {
         return FALSE;

@@ -11,6 +11,7 @@
 #include <libvirt/libvirt.h>
 #include <libvirt/virterror.h>
 
+#include "backend/change.h"
 #include "backend/error.h"
 #include "backend/objects.h"
 #include "backend/save-watch.h"
@@ -179,6 +180,7 @@ static void finish(SnapshotPlan *plan)
     owner.consistency = plan->active ? plan->window.consistency : BE_CONSISTENCY_OFFLINE;
     let_go(plan);
     be_crash_point(AREA, "finish", "before");
+    be_change_mend(plan->be, plan->uuid, plan->name);   /* of one that others deleted */
     snapshot_finish(plan->be, plan->domain, plan->uuid, plan->wanted, &owner);
     be_crash_point(AREA, "finish", "after");
     snapshot_record_remove(plan);

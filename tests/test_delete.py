@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import subprocess
 import threading
 import time
 import xml.etree.ElementTree as ET
@@ -17,7 +18,7 @@ import libvirt
 import pytest
 
 import fsutil
-from bare import Bare, image_blocks
+from bare import BLOCK, BLOCKS, Bare, image_blocks, raw_blocks
 from bed import MIB, Disk, Mount, bed_dir, connection, raises_errno, sh, wait_for
 from fsutil import command, last_failure
 from test_revert import bare, bare2, blocks, daemon, revert, snapshots, world  # noqa: F401
@@ -368,11 +369,11 @@ def test_commit_shows_progress_and_can_be_cancelled(slow: Bare, mnt: Mount) -> N
     before = slow.top("vda")
     with throttled(slow):
         caller = fsutil.write(here / "control", "commit")
-        wait_for(lambda: int(job(mnt, slow).get("bytes-done", 0)) > 0, 20, "progress")
+        wait_for(lambda: int(job(mnt, slow).get("bytes", 0)) > 0, 20, "progress")
         shown = job(mnt, slow)
         assert (shown["kind"], shown["object"]) == ("commit", "snapshots/s")
         assert int(shown["bytes-total"]) >= 32 * MIB
-        assert 0 <= int(shown["percent"]) <= 100
+        assert 0 <= float(shown["percent"]) <= 100
         caller.process.send_signal(signal.SIGTERM)
         wait_for(caller.is_over, 10, "the caller is let go")
         wait_for(lambda: not job(mnt, slow), 20, "the job is over")
@@ -424,41 +425,174 @@ def test_guest_that_keeps_writing(slow: Bare, mnt: Mount) -> None:
     assert slow.blocks()[3] == values[-1]
 
 
-### Failures
+### Readers
 
-@pytest.mark.parametrize("point", ["delete:merge:before", "delete:merge:after",
-                                   "delete:forget:before"])
+def read_disk(path: Path) -> list[int]:
+    return raw_blocks(path.read_bytes()[:BLOCK * BLOCKS])
+
+
+def delete_when_unread(snapshot: Path) -> None:
+    """What serves a reader ends some seconds after it."""
+    def deleted() -> bool:
+        try:
+            command(snapshot, "delete")
+        except OSError as error:
+            assert error.errno == errno.EBUSY
+            assert "read through this mount" in last_failure(snapshot).text
+            return False
+        return True
+
+    wait_for(deleted, 60, "nobody reads")
+
+
 @pytest.mark.parametrize("active", [True, False])
-def test_steps_fail(bare2: Bare, point: str, active: bool) -> None:  # noqa: F811
+def test_readers_are_not_shown_what_is_written(bare: Bare, mnt: Mount,  # noqa: F811
+                                               active: bool) -> None:
+    bare.start()
+    state = chain(bare, 4)
+    now = bare.blocks()
+    if not active:
+        bare.destroy()
+    here = snapshots(mnt, bare)
+    with (here / "s1/disks/vda.raw").open("rb") as file:
+        assert raw_blocks(file.read(BLOCK * BLOCKS)) == state["s1"]["vda"]
+        for line in ("delete", "commit"):
+            refused(mnt, bare, "s1", errno.EBUSY, f"in process {os.getpid()}; close it", line)
+        # What s1 stands on would be merged into what is below.
+        refused(mnt, bare, "s0", errno.EBUSY, "is being read through this mount")
+        with raises_errno(errno.EBUSY):
+            (here / "s1").rmdir()
+        assert bare.snapshots() == ["s0", "s1", "s2", "s3"]
+        # The state of s2 is in an image above.
+        (here / "s2").rmdir()
+        wait_for(lambda: not job(mnt, bare), 60, "deleted beside the reader")
+        del state["s2"]
+        file.seek(0)
+        assert raw_blocks(file.read(BLOCK * BLOCKS)) == state["s1"]["vda"]
+    assert read_disk(here / "s0/disks/vda.raw") == state["s0"]["vda"]
+    delete_when_unread(here / "s1")
+    del state["s1"]
+    check(bare, state, {"vda": now})
+    for name, expected in state.items():
+        assert read_disk(here / f"{name}/disks/vda.raw") == expected["vda"]
+
+
+def test_readers_of_an_internal_one(bare: Bare, mnt: Mount) -> None:  # noqa: F811
+    bare.start()
+    bare.write(0, 1)
+    bare.snapshot("s", internal=True, memory=True)
+    bare.snapshot("t", internal=True, memory=True)
+    here = snapshots(mnt, bare)
+    with (here / "s/disks/vda.raw").open("rb") as file:
+        assert raw_blocks(file.read(BLOCK * BLOCKS)) == blocks(b0=1)
+        refused(mnt, bare, "s", errno.EBUSY, f"in process {os.getpid()}; close it")
+        refused(mnt, bare, "t", errno.EBUSY, "is being read through this mount")
+        bare.write(0, 2)
+        file.seek(0)
+        assert raw_blocks(file.read(BLOCK * BLOCKS)) == blocks(b0=1)
+    delete_when_unread(here / "s")
+    delete_when_unread(here / "t")
+    assert bare.snapshots() == []
+
+
+@contextlib.contextmanager
+def locked(image: str) -> Iterator[None]:
+    """Another program reads the image: nobody may write to it."""
+    socket = bed_dir() / "tmp/reader"
+    with subprocess.Popen(["qemu-nbd", "-r", "-t", "-e", "9", "-f", "qcow2", "-k", str(socket),
+                           image]) as server:
+        try:
+            wait_for(socket.exists, 20, "the other reader")
+            yield
+        finally:
+            server.terminate()
+            server.wait(20)
+            socket.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("active", [True, False])
+@pytest.mark.parametrize("verb", ["delete", "commit"])
+@pytest.mark.parametrize("target", ["vda", "vdb"])
+def test_readers_that_are_not_ours(bare2: Bare, mnt: Mount, target: str, verb: str,  # noqa: F811
+                                   active: bool) -> None:
+    """The first disk cannot be merged: nothing was done.  The second: half of it was."""
     bare2.start()
     state = chain(bare2, 3)
     now = {t: bare2.blocks(t) for t in bare2.targets}
     if not active:
         bare2.destroy()
-    mnt = daemon(VMSNAPFS_FAIL_AT=point)
-    with raises_errno(errno.EIO):
-        command(snapshots(mnt, bare2) / "s1", "commit")
-    assert point in last_failure(snapshots(mnt, bare2) / "s1").text
-    assert bare2.state == (RUNNING if active else OFF)
-    assert bare2.snapshots() == ["s0", "s1", "s2"], "none lost, none doubled"
+    here = snapshots(mnt, bare2)
+    with locked(bare2.base("s1", target)[0]):
+        with raises_errno(errno.EIO, errno.EBUSY):
+            command(here / "s1", verb)
+        assert bare2.state == (RUNNING if active else OFF)
+        assert bare2.snapshots() == ["s0", "s1", "s2"]
     assert {t: bare2.blocks(t) for t in bare2.targets} == now
-    with raises_errno(errno.EUCLEAN):
-        revert(mnt, bare2, "s1")
-    mnt.finish()
-    again = daemon()
-    if point == "delete:merge:after":
-        wait_for(lambda: "s1" not in bare2.snapshots(), 30, "what was merged is finished")
+    if target == "vda":
+        assert no_records()
+        assert {t: read_disk(here / f"s1/disks/{t}.raw") for t in bare2.targets} == state["s1"]
+        check(bare2, state, now)
     else:
-        command(snapshots(again, bare2) / "s1", "delete")
-    wait_for(no_records, 10, "no records")
+        assert "can only be deleted now" in last_failure(here / "s1").text
+        with raises_errno(errno.EUCLEAN):
+            revert(mnt, bare2, "s1")
+    delete_when_unread(here / "s1")
     del state["s1"]
     check(bare2, state, now)
     assert bare2.files() == needed(bare2)
     assert no_records()
-    again.finish()
 
 
-POINTS = ["delete:libvirt:after", "merge:job:after", "merge:pivot:before", "merge:pivot:after",
+### Failures
+
+# What was done can be taken back; cannot, and the next start goes on; is over.
+WHOLE = ["delete:record:before", "delete:record:after", "delete:hold:before",
+         "delete:hold:after", "delete:merge:before", "delete:libvirt:before"]
+BEGUN = ["delete:merge:after", "delete:forget:before"]
+OVER = ["delete:forget:after", "delete:libvirt:after"]
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_steps_fail(bare2: Bare, active: bool) -> None:  # noqa: F811
+    for point in WHOLE + BEGUN + OVER:
+        bare2.undefine()
+        bare2.define(*bare2.disks)
+        bare2.start()
+        state = chain(bare2, 3)
+        now = {t: bare2.blocks(t) for t in bare2.targets}
+        if not active:
+            bare2.destroy()
+        mnt = daemon(VMSNAPFS_FAIL_AT=point)
+        here = snapshots(mnt, bare2) / "s1"
+        with raises_errno(errno.EIO):
+            command(here, "delete" if "libvirt" in point else "commit")
+        assert point in last_failure(mnt.domains / bare2.name).text
+        assert bare2.state == (RUNNING if active else OFF), point
+        assert {t: bare2.blocks(t) for t in bare2.targets} == now, point
+        assert bare2.snapshots() == (["s0", "s2"] if point in OVER else ["s0", "s1", "s2"]), point
+        if point in WHOLE:
+            check(bare2, state, now)
+            assert no_records(), point
+            assert {t: read_disk(here / f"disks/{t}.raw") for t in bare2.targets} == state["s1"]
+        elif point in BEGUN:
+            assert "can only be deleted now" in last_failure(here).text
+            with raises_errno(errno.EUCLEAN):
+                revert(mnt, bare2, "s1")
+            with raises_errno(errno.EUCLEAN):
+                read_disk(here / "disks/vda.raw")
+        mnt.finish()
+        again = daemon()
+        if point in WHOLE:
+            delete_when_unread(snapshots(again, bare2) / "s1")
+        wait_for(lambda: "s1" not in bare2.snapshots() and no_records(), 60, f"over: {point}")
+        del state["s1"]
+        check(bare2, state, now)
+        assert bare2.files() == needed(bare2), point
+        assert bare2.state == (RUNNING if active else OFF), point
+        again.finish()
+
+
+POINTS = ["delete:libvirt:after", "delete:hold:after", "merge:job:after", "merge:pivot:before", "merge:pivot:after",
           "delete:merge:after", "delete:switch:before", "delete:switch:after",
           "delete:forget:before", "delete:forget:after"]
 CRASHES = set(POINTS)
@@ -470,7 +604,7 @@ def test_each_step_crashes(bare2: Bare, active: bool, branch: bool) -> None:  # 
     """The next start finishes it."""
     for point in POINTS:
         native = point == "delete:libvirt:after"
-        if branch and (native or point.startswith("merge:")):
+        if branch and (native or point.startswith(("merge:", "delete:hold"))):
             continue
         bare2.undefine()
         bare2.define(*bare2.disks)
