@@ -42,10 +42,11 @@ def within(seconds: float, what: str) -> Iterator[None]:
 def quick(command: str) -> str:
     """In a process of its own, so that one that hangs can be told.
 
-    The inventory may just be a second old: then it is waited for, once.
+    The inventory may just be a second old: then it is waited for, once.  Whoever waits
+    for the host waits for ever, so that what a loaded machine adds can be allowed for.
     """
-    with within(1.5, command):
-        return sh(command, check=False, timeout=10).stdout
+    with within(5, command):
+        return sh(command, check=False, timeout=30).stdout
 
 
 def blocked(callers: list[Caller]) -> list[Caller]:
@@ -59,7 +60,7 @@ def test_twenty_blocked_mkdirs_keep_nobody_waiting(
         many: list[Path], mnt: Mount, hung: HungLibvirtd) -> None:
     hung.hang()
     callers = blocked([fsutil.mkdir(path / "backups/x") for path in many])
-    with within(2, "finding out that libvirtd hangs"):
+    with within(5, "finding out that libvirtd hangs"):
         many[0].stat()
     quick(f"ls {mnt.path}")
     assert len(quick(f"ls {mnt.domains}").split()) >= len(many)
@@ -72,10 +73,10 @@ def test_twenty_blocked_mkdirs_keep_nobody_waiting(
         assert quick(f"ls -la {path}/backups") != ""
         assert quick(f"ls {path}").split()[0] == "backups"
         assert quick(f"find {path} -name x") == ""
-    with within(1, "a second mkdir"), raises_errno(errno.EBUSY):
+    with within(5, "a second mkdir"), raises_errno(errno.EBUSY):
         (many[0] / "backups/y").mkdir()
     assert "backup x" in fsutil.last_failure(many[0]).text
-    with within(1, "a control file"), raises_errno(errno.EBUSY):
+    with within(5, "a control file"), raises_errno(errno.EBUSY):
         fsutil.command(many[0], "suspend")
     quick(f"rmdir {many[0]}/backups/z {many[0]}/backups")
     assert not any(caller.is_over() for caller in callers)

@@ -195,7 +195,7 @@ def test_random_walk(walker: Bare, mnt: Mount) -> None:
             command(walk.here / name, "delete")
         assert walker.blocks() == walk.model.blocks
         assert walker.files() == {"vda.qcow2"}
-        wait_for(no_records, 10, "no records")
+        wait_for(no_records, 60, "no records")
     except BaseException:
         print(f"MODEL_SEED={SEED} MODEL_STEPS={STEPS}, after {len(walk.log)} lines:")
         print("\n".join(walk.log))

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import signal
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import libvirt
 import pytest
 
 from bare import BLOCKS, Bare, image_blocks
-from bed import MIB, Disk, Guest, Mount, raises_errno, sh, wait_for
+from bed import MIB, QEMU_USER, Disk, Guest, Mount, raises_errno, sh, wait_for
 from fsutil import command, last_failure
 
 RUNNING, PAUSED, OFF = (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED,
@@ -52,6 +54,15 @@ def bare2(leftovers: None) -> Iterator[Bare]:
     """Two disks, vda qcow2 and vdb raw; defined, off."""
     guest = Bare("bare2")
     guest.define(Disk(fs=False, size=MIB), Disk("vdb", "raw", fs=False, size=MIB))
+    yield guest
+    guest.undefine()
+
+
+@pytest.fixture
+def pair(leftovers: None) -> Iterator[Bare]:
+    """Two qcow2 disks; defined, off."""
+    guest = Bare("pair")
+    guest.define(Disk(fs=False, size=MIB), Disk("vdb", fs=False, size=MIB))
     yield guest
     guest.undefine()
 
@@ -133,7 +144,8 @@ def test_memory_comes_back_and_is_thawed(make_guest, mnt: Mount) -> None:
 
 ### A tree
 
-def test_branches(bare2: Bare, mnt: Mount) -> None:
+@pytest.mark.parametrize("active", [True, False])
+def test_branches(bare2: Bare, mnt: Mount, active: bool) -> None:
     """A chain of five, and back and forth between its branches; nothing else is touched."""
     bare2.start()
     state = {}
@@ -146,7 +158,10 @@ def test_branches(bare2: Bare, mnt: Mount) -> None:
     sums = {name: [sh(["sha256sum", bare2.base(name, t)[0]]).stdout for t in bare2.targets]
             for name in state}
     for step, name in enumerate(["s2", "s4", "s0", "s3", "s2", "s1", "s4"]):
-        revert(mnt, bare2, name, "running")
+        if not active and bare2.domain.isActive():
+            bare2.destroy()
+        revert(mnt, bare2, name, "running" if active else "off")
+        assert bare2.state == (RUNNING if active else OFF)
         assert {t: bare2.blocks(t) for t in bare2.targets} == state[name]
         assert bare2.current() == name
         bare2.write(10, 50 + step)
@@ -165,6 +180,89 @@ def test_branches(bare2: Bare, mnt: Mount) -> None:
     known |= {Path(bare2.top(t)[0]).name for t in bare2.targets}
     memories = {f for f in bare2.files() if f.endswith(".mem")}
     assert bare2.files() == known | memories, "what is left of a revert is dropped"
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_internal_chain_of_five(pair: Bare, mnt: Mount, active: bool) -> None:
+    """Back and forth, then one after the other goes; what is left holds what it held."""
+    if active:
+        pair.start()
+    state = {}
+    for i in range(5):
+        for number, target in enumerate(pair.targets):
+            pair.write(i, i + 1 + 10 * number, target)
+        pair.snapshot(f"s{i}", internal=True, memory=active)
+        state[f"s{i}"] = {t: pair.blocks(t) for t in pair.targets}
+    for name in ("s2", "s4", "s0", "s3", "s1"):
+        revert(mnt, pair, name)
+        assert pair.state == (RUNNING if active else OFF)
+        assert {t: pair.blocks(t) for t in pair.targets} == state[name]
+        assert pair.current() == name
+        pair.write(9, 99)
+    for name in ("s2", "s4", "s0", "s1", "s3"):
+        command(snapshots(mnt, pair) / name, "delete")
+        del state[name]
+        assert set(pair.snapshots()) == set(state)
+        for other, expected in state.items():
+            revert(mnt, pair, other)
+            assert {t: pair.blocks(t) for t in pair.targets} == expected
+    assert pair.state == (RUNNING if active else OFF)
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_images_of_another_user(bare2: Bare, mnt: Mount, active: bool) -> None:
+    """Owned by QEMU's user: what we make can be opened by it, and by nobody else."""
+    images = [Path(bare2.top(t)[0]) for t in bare2.targets]
+    for image in images:
+        shutil.chown(image, QEMU_USER, QEMU_USER)
+        image.chmod(0o600)
+    if active:
+        bare2.start()
+    bare2.write(0, 1)
+    (snapshots(mnt, bare2) / "s").mkdir()
+    bare2.write(0, 2)
+    (snapshots(mnt, bare2) / "t").mkdir()
+    revert(mnt, bare2, "s", "running")
+    assert bare2.blocks() == blocks(b0=1)
+    for target in bare2.targets:
+        assert Path(bare2.top(target)[0]).stat().st_mode & 0o077 == 0
+    revert(mnt, bare2, "t", "running" if active else "off")
+    assert bare2.blocks() == blocks(b0=2)
+    for name in ("s", "t"):
+        command(snapshots(mnt, bare2) / name, "delete")
+    if not active:
+        bare2.start()
+    bare2.write(1, 3)
+    assert bare2.blocks() == blocks(b0=2, b1=3)
+    assert bare2.files() == {image.name for image in images}
+    assert {image.stat().st_mode & 0o777 for image in images} == {0o600}
+
+
+def test_pflash_keeps_its_variables(bare: Bare, mnt: Mount) -> None:
+    """The firmware's variables are no disk: a revert leaves them as they are."""
+    code, variables = bare.dir / "code.fd", bare.dir / "vars.fd"
+    for path in (code, variables):
+        path.write_bytes(bytes(64 * 1024))
+    xml = bare.xml(inactive=True)
+    boot = xml.find("os")
+    ET.SubElement(boot, "loader", readonly="yes", type="pflash").text = str(code)
+    ET.SubElement(boot, "nvram").text = str(variables)
+    bare.domain.connect().defineXML(ET.tostring(xml).decode())
+    bare.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    bare.write(0, 1)
+    bare.snapshot("s")
+    bare.write(0, 2)
+    bare.destroy()
+    variables.write_bytes(b"set" + bytes(64 * 1024 - 3))
+    for word, state in (("off", OFF), ("paused", PAUSED), ("off", OFF)):
+        revert(mnt, bare, "s", word)
+        assert bare.state == state
+        assert bare.blocks() == blocks(b0=1)
+        assert variables.read_bytes()[:3] == b"set"
+        found = bare.xml(inactive=True).find("os")
+        assert found.findtext("loader") == str(code)
+        assert found.findtext("nvram") == str(variables)
+        assert found.find("loader").get("type") == "pflash"
 
 
 def test_overlay_is_as_libvirt_makes_it(bare: Bare, mnt: Mount) -> None:
@@ -349,6 +447,51 @@ def test_managed_save(bare: Bare, mnt: Mount) -> None:
     assert not bare.domain.hasManagedSaveImage()
     bare.start()
     assert bare.blocks() == blocks()
+
+
+@contextlib.contextmanager
+def small_room(bare: Bare, free: int) -> Iterator[None]:
+    """The images are on a file system of their own that has so many bytes left."""
+    kept = {path.name: path.read_bytes() for path in bare.dir.iterdir()}
+    sh(["mount", "-t", "tmpfs", "-o", "size=64M", "none", str(bare.dir)])
+    try:
+        for name, content in kept.items():
+            (bare.dir / name).write_bytes(content)
+        with (bare.dir / "filler").open("wb") as filler:
+            space = os.statvfs(bare.dir)
+            filler.write(bytes(space.f_bavail * space.f_frsize - free))
+        yield
+    finally:
+        if bare.domain.isActive():
+            bare.destroy()
+        sh(["umount", "-l", str(bare.dir)])
+
+
+def test_no_room_for_what_is_left(bare: Bare, mnt: Mount) -> None:
+    bare.write(0, 1)
+    with small_room(bare, 8 * MIB):
+        bare.snapshot("s")
+        bare.start()
+        before = world(bare)
+        refused(mnt, bare, "s", errno.ENOSPC, "the memory of the running domain is kept in",
+                "keep=left")
+        assert world(bare) == before
+
+
+def test_no_room_for_an_overlay(bare: Bare, mnt: Mount) -> None:
+    bare.write(0, 1)
+    with small_room(bare, 8 * MIB):
+        bare.snapshot("s")
+        before = world(bare)
+        space = os.statvfs(bare.dir)
+        filler = bare.dir / "filler"
+        with filler.open("ab") as file:
+            file.write(bytes(space.f_bavail * space.f_frsize))
+        refused(mnt, bare, "s", errno.ENOSPC, "")
+        os.truncate(filler, 0)
+        assert world(bare) == before
+        revert(mnt, bare, "s")
+        assert bare.blocks() == blocks(b0=1)
 
 
 def test_missing_image(bare: Bare, mnt: Mount) -> None:
