@@ -189,6 +189,10 @@ static FsNode *node_new(FsNode *parent, const FsDef *def, FsItem *item)
     return node;
 }
 
+/*
+ * An object that can be removed has data that never changes: other data is the object
+ * as it is now, with another parent or on other images, and wants a node of its own.
+ */
 static gboolean same_object(const FsNode *one, const FsNode *two)
 {
     if (one->def != two->def) {
@@ -196,6 +200,9 @@ static gboolean same_object(const FsNode *one, const FsNode *two)
     }
     if (!one->item || !two->item) {
         return one->item == two->item;
+    }
+    if (one->def->drop && one->item->data != two->item->data) {
+        return FALSE;
     }
     return g_str_equal(one->item->id, two->item->id);
 }
