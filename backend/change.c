@@ -20,6 +20,7 @@
 #include "backend/image.h"
 #include "backend/lease.h"
 #include "backend/readings.h"
+#include "backend/paused.h"
 
 /* ---- Is anything in the way? ------------------------------------------------------- */
 
@@ -167,8 +168,7 @@ char *be_change_new_path(const char *base, const char *name, const char *suffix)
     return g_strdup_printf("%s/%s.%s-%s0", dir, stem, plain, suffix);
 }
 
-gboolean be_change_redefine(virDomainPtr domain, const char *xml, gboolean current,
-                            GError **error)
+static gboolean redefine(virDomainPtr domain, const char *xml, gboolean current, GError **error)
 {
     unsigned int flags = VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
                          | (current ? VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT : 0);
@@ -180,6 +180,40 @@ gboolean be_change_redefine(virDomainPtr domain, const char *xml, gboolean curre
     }
     virDomainSnapshotFree(snapshot);
     return TRUE;
+}
+
+/* libvirt 9.0 takes none for a machine that is off and has checkpoints: it asks the
+ * QEMU that is not there whether it knows of bitmaps. */
+static gboolean wants_qemu(virDomainPtr domain, const GError *error)
+{
+    return g_error_matches(error, BE_ERROR, EOPNOTSUPP) && virDomainIsActive(domain) == 0
+           && virDomainListAllCheckpoints(domain, NULL, 0) > 0;
+}
+
+gboolean be_change_redefine(Be *be, virDomainPtr domain, const char *xml, gboolean current,
+                            GError **error)
+{
+    g_autoptr(GError) refused = NULL;
+    g_autoptr(GError) end_error = NULL;
+    BePaused *held;
+    gboolean good;
+
+    if (redefine(domain, xml, current, &refused)) {
+        return TRUE;
+    }
+    if (!wants_qemu(domain, refused)) {
+        g_propagate_error(error, g_steal_pointer(&refused));
+        return FALSE;
+    }
+    held = be_paused_start(be, domain, "a change of its snapshots", error);
+    if (!held) {
+        return FALSE;
+    }
+    good = redefine(domain, xml, current, error);
+    if (!be_paused_end(held, &end_error)) {
+        g_warning("%s", end_error->message);
+    }
+    return good;
 }
 
 /* ---- Is an image anybody else's? --------------------------------------------------------- */
@@ -367,7 +401,7 @@ static char *overlay_now(const BeTreeSnapshot *snapshot, const BeTreeDisk *disk)
                                                                : g_steal_pointer(&branches);
 }
 
-static gboolean rename_overlays(virDomainPtr domain, const BeTreeSnapshot *snapshot,
+static gboolean rename_overlays(Be *be, virDomainPtr domain, const BeTreeSnapshot *snapshot,
                                 GError **error)
 {
     g_autoptr(GPtrArray) overlays = g_ptr_array_new_with_free_func(be_xml_image_free);
@@ -385,7 +419,7 @@ static gboolean rename_overlays(virDomainPtr domain, const BeTreeSnapshot *snaps
         return TRUE;
     }
     xml = be_xml_edit_overlays(snapshot->text, overlays, error);
-    return xml && be_change_redefine(domain, xml, snapshot->current, error);
+    return xml && be_change_redefine(be, domain, xml, snapshot->current, error);
 }
 
 gboolean be_change_prune(Be *be, virDomainPtr domain, const char *uuid, const GPtrArray *paths,
@@ -411,7 +445,7 @@ gboolean be_change_prune(Be *be, virDomainPtr domain, const char *uuid, const GP
         good = drop_upwards(be, conn, uuid, tree, image, error);
     }
     for (guint i = 0; good && i < tree->snapshots->len; i++) {
-        good = rename_overlays(domain, g_ptr_array_index(tree->snapshots, i), error);
+        good = rename_overlays(be, domain, g_ptr_array_index(tree->snapshots, i), error);
     }
     be_change_tidy(be, uuid);
     return good;

@@ -33,10 +33,12 @@ gboolean be_change_nobody_reads(Be *be, const char *uuid, const GPtrArray *paths
 char *be_change_new_path(const char *base, const char *name, const char *suffix);
 
 /**
- * be_change_redefine: gives libvirt a snapshot's XML back, changed.
+ * be_change_redefine: gives libvirt a snapshot's XML back, changed.  A machine that is
+ * off and has checkpoints is started paused for it: EBUSY and so on as
+ * be_paused_start().  Blocks; action workers.
  * (libvirt: virDomainSnapshotCreateXML with REDEFINE)
  */
-gboolean be_change_redefine(virDomainPtr domain, const char *xml, gboolean current,
+gboolean be_change_redefine(Be *be, virDomainPtr domain, const char *xml, gboolean current,
                             GError **error);
 
 /**

@@ -211,7 +211,7 @@ static gboolean rename_in_snapshots(DeletePlan *plan, const BeTree *tree, const 
             continue;
         }
         xml = be_xml_edit_rename(snapshot->text, "domainsnapshot", renames, error);
-        if (!xml || !be_change_redefine(plan->domain, xml, snapshot->current, error)) {
+        if (!xml || !be_change_redefine(plan->be, plan->domain, xml, snapshot->current, error)) {
             return FALSE;
         }
     }

@@ -223,7 +223,7 @@ static gboolean nothing_is_lost(const RevertPlan *plan)
  */
 static void settle(RevertPlan *plan)
 {
-    gboolean active, off_by_us;
+    gboolean active, off_by_us, built_on;
 
     if (!no_job_runs(plan)) {
         return;                /* the record stays, for the next connect */
@@ -232,12 +232,21 @@ static void settle(RevertPlan *plan)
     off_by_us = !active && plan->stage >= REVERT_STOPPING;
     if (plan->stage == REVERT_STANDS || (active && stands(plan))
         || (off_by_us && plan->to == BE_REVERT_OFF && stands(plan) && nothing_is_lost(plan))) {
-        g_info("finishing the revert to snapshot '%s' that a crash left", plan->name);
+        g_info("finishing the revert to snapshot '%s' that was left", plan->name);
         revert_settle(plan);
         revert_record_drop(plan);
         return;
     }
-    g_info("taking back the revert to snapshot '%s' that a crash left", plan->name);
+    if (!revert_is_built_on(plan, &built_on, NULL)) {
+        return;
+    }
+    if (built_on) {
+        g_warning("the revert to snapshot '%s' is not taken back: the domain went on from it",
+                  plan->name);
+        revert_record_drop(plan);
+        return;
+    }
+    g_info("taking back the revert to snapshot '%s' that was left", plan->name);
     revert_undo_start(plan);
     revert_undo_keep(plan);
     revert_undo_stop(plan);

@@ -53,16 +53,33 @@ static gboolean is_named(virDomainPtr domain, guint flags, const char *path)
     return named || !xml;
 }
 
+gboolean revert_is_built_on(RevertPlan *plan, gboolean *ret_built_on, GError **error)
+{
+    g_autoptr(BeTree) tree = be_tree_read(plan->domain, error);
+
+    *ret_built_on = FALSE;
+    for (guint i = 0; tree && i < plan->overlays->len; i++) {
+        const BeXmlImage *overlay = g_ptr_array_index(plan->overlays, i);
+        const BeTreeImage *image = be_tree_image(tree, overlay->path);
+
+        *ret_built_on |= image && (image->children->len > 0 || image->pins > 0);
+    }
+    return tree != NULL;
+}
+
 void revert_undo_images(gpointer work)
 {
     RevertPlan *plan = work;
+    gboolean built_on = FALSE;
+    gboolean known = revert_is_built_on(plan, &built_on, NULL);
 
     for (guint i = 0; i < plan->overlays->len; i++) {
         const BeXmlImage *overlay = g_ptr_array_index(plan->overlays, i);
 
-        if (is_named(plan->domain, VIR_DOMAIN_XML_INACTIVE, overlay->path)
+        if (!known || built_on
+            || is_named(plan->domain, VIR_DOMAIN_XML_INACTIVE, overlay->path)
             || is_named(plan->domain, 0, overlay->path)) {
-            g_warning("the domain still names '%s'", overlay->path);
+            g_warning("the domain still uses '%s'", overlay->path);
             revert_record_give_up(plan);
         } else if (unlink(overlay->path) < 0 && errno != ENOENT) {
             g_warning("cannot remove '%s': %s", overlay->path, g_strerror(errno));
@@ -91,12 +108,16 @@ gboolean revert_run_define(gpointer work, GError **error)
     return define(plan, plan->new_inactive, VIR_DOMAIN_DEFINE_VALIDATE, error);
 }
 
+/* Only what names our overlays is ours to put back: when a record is old somebody may
+ * have defined it anew, and removed what the old XML names. */
 void revert_undo_define(gpointer work)
 {
     RevertPlan *plan = work;
+    const BeXmlImage *first = g_ptr_array_index(plan->overlays, 0);
     g_autoptr(GError) error = NULL;
 
-    if (!define(plan, plan->old_inactive, 0, &error)) {
+    if (is_named(plan->domain, VIR_DOMAIN_XML_INACTIVE, first->path)
+        && !define(plan, plan->old_inactive, 0, &error)) {
         g_warning("%s", error->message);
         revert_record_give_up(plan);
     }
@@ -122,17 +143,45 @@ gboolean revert_run_current(gpointer work, GError **error)
         g_ptr_array_add(overlays, be_xml_image_new(overlay->target, path, "qcow2", FALSE));
     }
     xml = be_xml_edit_overlays(plan->old_snapshot, overlays, error);
-    return xml && be_change_redefine(plan->domain, xml, TRUE, error);
+    return xml && be_change_redefine(plan->be, plan->domain, xml, TRUE, error);
+}
+
+/* Returns: its XML as it is now; NULL: there is no such snapshot, or no answer. */
+static char *snapshot_text(virDomainPtr domain, const char *name, gboolean *ret_current)
+{
+    virDomainSnapshotPtr snapshot = virDomainSnapshotLookupByName(domain, name, 0);
+    char *text = NULL;
+
+    if (snapshot) {
+        text = virDomainSnapshotGetXMLDesc(snapshot, VIR_DOMAIN_SNAPSHOT_XML_SECURE);
+        *ret_current = virDomainSnapshotIsCurrent(snapshot, 0) == 1;
+        virDomainSnapshotFree(snapshot);
+    }
+    return text;
+}
+
+/* Nothing where nothing was changed: each change can fail, and a machine that is off
+ * and has checkpoints is even started for it. */
+static gboolean put_back(RevertPlan *plan, const char *name, const char *xml, gboolean current,
+                         GError **error)
+{
+    gboolean is_current = FALSE;
+    char *now = snapshot_text(plan->domain, name, &is_current);
+    gboolean changed = now && (strcmp(now, xml) != 0 || (current && !is_current));
+
+    free(now);
+    return !changed || be_change_redefine(plan->be, plan->domain, xml, current, error);
 }
 
 void revert_undo_current(gpointer work)
 {
     RevertPlan *plan = work;
+    g_autoptr(BeXmlSnapshot) current =
+        plan->old_current ? be_xml_snapshot_parse(plan->old_current, NULL) : NULL;
     g_autoptr(GError) error = NULL;
 
-    if (!be_change_redefine(plan->domain, plan->old_snapshot, FALSE, &error)
-        || (plan->old_current
-            && !be_change_redefine(plan->domain, plan->old_current, TRUE, &error))) {
+    if (!put_back(plan, plan->name, plan->old_snapshot, FALSE, &error)
+        || (current && !put_back(plan, current->name, plan->old_current, TRUE, &error))) {
         g_warning("%s", error->message);
         revert_record_give_up(plan);
     }
@@ -275,7 +324,7 @@ gboolean revert_run_keep(gpointer work, GError **error)
     what = g_strdup_printf("left by a revert to %s", plan->name);
     left.description = g_utf8_validate(what, -1, NULL) ? what : NULL;
     xml = be_xml_edit_new_snapshot(&left, error);
-    plan->kept = xml && be_change_redefine(plan->domain, xml, FALSE, error);
+    plan->kept = xml && be_change_redefine(plan->be, plan->domain, xml, FALSE, error);
     return plan->kept;
 }
 

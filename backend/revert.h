@@ -75,6 +75,9 @@ gboolean revert_external(RevertPlan *plan, GError **error);
 /* ---- revert-step.c: each harmless when it was done, or not done, already --------- */
 
 gboolean revert_run_images(gpointer work, GError **error);
+
+/* Whether an image or a snapshot stands on our overlays. */
+gboolean revert_is_built_on(RevertPlan *plan, gboolean *ret_built_on, GError **error);
 void revert_undo_images(gpointer work);
 gboolean revert_run_define(gpointer work, GError **error);
 void revert_undo_define(gpointer work);
