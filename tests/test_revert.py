@@ -651,8 +651,7 @@ def crash(bare: Bare, words: tuple[str, ...], **env: str) -> Mount:
     mnt.process.wait(10)
     mnt.finish()
     again = daemon()
-    records = Path("/var/lib/vmsnapfs")
-    wait_for(lambda: not list(records.glob("*/reverts/*.json")), 30, f"settled: {env}")
+    wait_for(lambda: not records(), 30, f"settled: {env}")
     return again
 
 
@@ -708,6 +707,46 @@ def test_each_native_step_crashes(bare: Bare, active: bool) -> None:
             assert bare.blocks() == blocks(b0=2) and bare.state == state, point
             command(snapshots(again, bare) / "left", "delete")
         again.finish()
+
+
+def crashed(bare: Bare, point: str) -> None:
+    mnt = daemon(VMSNAPFS_CRASH_AT=point)
+    mnt.expected_exit = -signal.SIGKILL
+    with raises_errno(errno.ENOTCONN, errno.ECONNABORTED):
+        revert(mnt, bare, "s")
+    mnt.process.wait(10)
+    mnt.finish()
+    assert records()
+
+
+def recovered() -> None:
+    mnt = daemon()
+    wait_for(lambda: not records(), 30, "settled")
+    mnt.finish()
+
+
+def test_what_was_built_on_a_crashed_revert_stays(bare: Bare) -> None:
+    prepare(bare, False)
+    crashed(bare, "revert:define:after")
+    bare.start()
+    bare.snapshot("on-it")
+    bare.write(4, 4)
+    recovered()
+    assert bare.blocks() == blocks(b0=1, b4=4)
+    bare.destroy()
+    bare.start()
+    assert bare.blocks() == blocks(b0=1, b4=4)
+
+
+def test_what_was_defined_after_a_crashed_revert_stays(bare: Bare) -> None:
+    prepare(bare, False)
+    old = bare.xml(inactive=True)
+    crashed(bare, "revert:images:after")
+    ET.SubElement(old, "title").text = "changed since"
+    bare.domain.connect().defineXML(ET.tostring(old).decode())
+    recovered()
+    assert bare.xml(inactive=True).findtext("title") == "changed since"
+    assert bare.blocks() == blocks(b0=2, b1=3)
 
 
 def test_start_fails(bare: Bare, mnt: Mount) -> None:
