@@ -5,7 +5,8 @@
  * A program of its own, because libguestfs decodes what an appliance says that
  * has looked at a hostile disk, and because no call of it has a time limit: the
  * daemon kills this process, and with it everything it has started.  One thread,
- * and a second one while bytes are pumped (guestfs-read.c).
+ * and a second one while the appliance is launched (guestfs-volume.c) and while bytes
+ * are pumped (guestfs-read.c).
  */
 #pragma once
 

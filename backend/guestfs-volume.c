@@ -2,20 +2,22 @@
  *
  * guestfs-volume.c - launches the appliance, finds file systems, mounts them.
  *
- * The thread of vmsnapfs-files.  A file system is mounted when the first path in
- * it is asked for, so that a broken one harms only those who look into it.
+ * The thread of vmsnapfs-files, and one that watches the launch.  A file system is
+ * mounted when the first path in it is asked for, so that a broken one harms only those
+ * who look into it.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "backend/guestfs-helper.h"
 
 #define ROOT_NAME "root"
-#define STEP_KERNEL 6          /* of 12: libguestfs's progress when the kernel has started */
-#define STEP_BUILT 3           /* when the appliance is built */
+#define LOOK_US (G_USEC_PER_SEC / 5)
+#define BUILDING_S 60          /* whoever builds writes more often */
 
 /* ---- Names --------------------------------------------------------------------------- */
 
@@ -118,9 +120,13 @@ static Volume *volume_add(Helper *helper, char *name, const char *device, const 
 
 /* ---- The start ------------------------------------------------------------------------- */
 
+/* A second thread sends while the first is in guestfs_launch(). */
 typedef struct {
     Helper *helper;
     guint32 id;
+    GMutex lock;
+    GCond changed;
+    gboolean over;             /* guarded by lock */
 } Start;
 
 static void send_stage(const Start *start, FilesStage stage)
@@ -130,14 +136,75 @@ static void send_stage(const Start *start, FilesStage stage)
     helper_send(start->helper, FILES_STAGE, start->id, 0, &byte, 1);
 }
 
-static void progress(guestfs_h *guestfs G_GNUC_UNUSED, void *user, uint64_t event G_GNUC_UNUSED,
-                     int handle G_GNUC_UNUSED, int flags G_GNUC_UNUSED,
-                     const char *text G_GNUC_UNUSED, size_t length G_GNUC_UNUSED,
-                     const uint64_t *numbers, size_t count)
+/*
+ * supermin builds in appliance.d.XXXXXXXX, where it writes all the time, and renames that
+ * to appliance.d; one of a build that was killed stays and grows old.
+ */
+static gboolean is_being_built(const char *place)
 {
-    if (count >= 3 && numbers[2] >= STEP_BUILT && numbers[2] < STEP_KERNEL) {
-        send_stage(user, FILES_STAGE_BOOT);
+    g_autoptr(GDir) dir = g_dir_open(place, 0, NULL);
+    gint64 now_s = g_get_real_time() / G_USEC_PER_SEC;
+    const char *name;
+    gboolean found = FALSE;
+
+    while (dir && !found && (name = g_dir_read_name(dir))) {
+        g_autofree char *top = g_build_filename(place, name, NULL);
+        g_autofree char *root = g_build_filename(top, "root", NULL);
+        struct stat attr;
+
+        found = g_str_has_prefix(name, "appliance.d.")
+                && (stat(root, &attr) == 0 || stat(top, &attr) == 0)
+                && attr.st_mtime > now_s - BUILDING_S;
     }
+    return found;
+}
+
+/* Whether the appliance is there, and not being built anew after an update. */
+static gboolean is_built(const Helper *helper)
+{
+    g_autofree char *place = g_strdup_printf("%s/.guestfs-%u", helper->cache_dir, geteuid());
+    g_autofree char *root = g_build_filename(place, "appliance.d", "root", NULL);
+
+    return access(root, F_OK) == 0 && !is_being_built(place);
+}
+
+/* Building may take minutes, booting may not; libguestfs tells nothing of the first 5 s. */
+static gpointer watch_stage(gpointer data)
+{
+    Start *start = data;
+    FilesStage sent = FILES_STAGE_BUILD;
+
+    g_mutex_lock(&start->lock);
+    while (!start->over) {
+        FilesStage stage = is_built(start->helper) ? FILES_STAGE_BOOT : FILES_STAGE_BUILD;
+
+        if (stage != sent) {
+            send_stage(start, stage);
+            sent = stage;
+        }
+        g_cond_wait_until(&start->changed, &start->lock, g_get_monotonic_time() + LOOK_US);
+    }
+    g_mutex_unlock(&start->lock);
+    return NULL;
+}
+
+static int launch(Start *start)
+{
+    GThread *watch;
+    int result;
+
+    g_mutex_init(&start->lock);
+    g_cond_init(&start->changed);
+    watch = g_thread_new("stage", watch_stage, start);
+    result = guestfs_launch(start->helper->guestfs);
+    g_mutex_lock(&start->lock);
+    start->over = TRUE;
+    g_cond_broadcast(&start->changed);
+    g_mutex_unlock(&start->lock);
+    g_thread_join(watch);
+    g_cond_clear(&start->changed);
+    g_mutex_clear(&start->lock);
+    return result;
 }
 
 static gboolean configure(Helper *helper, guestfs_h *guestfs)
@@ -167,14 +234,6 @@ static gboolean add_disks(Helper *helper, guestfs_h *guestfs)
         }
     }
     return TRUE;
-}
-
-static gboolean is_built(const Helper *helper)
-{
-    g_autofree char *path =
-        g_strdup_printf("%s/.guestfs-%u/appliance.d/root", helper->cache_dir, geteuid());
-
-    return access(path, F_OK) == 0;
 }
 
 static void add_volume(Helper *helper, const char *device, const char *type)
@@ -252,8 +311,7 @@ static void send_volumes(Helper *helper, guint32 id)
 
 void helper_start(Helper *helper, guint32 id)
 {
-    Start start = {helper, id};
-    int handle;
+    Start start = {.helper = helper, .id = id};
 
     if (helper->guestfs) {
         helper_fail(helper, id, EALREADY, "started already");
@@ -265,15 +323,11 @@ void helper_start(Helper *helper, guint32 id)
         return;
     }
     guestfs_set_error_handler(helper->guestfs, NULL, NULL);
-    send_stage(&start, is_built(helper) ? FILES_STAGE_BOOT : FILES_STAGE_BUILD);
-    handle = guestfs_set_event_callback(helper->guestfs, progress, GUESTFS_EVENT_PROGRESS, 0,
-                                        &start);
-    if (handle < 0 || !configure(helper, helper->guestfs) || !add_disks(helper, helper->guestfs)
-        || guestfs_launch(helper->guestfs) < 0) {
+    if (!configure(helper, helper->guestfs) || !add_disks(helper, helper->guestfs)
+        || launch(&start) < 0) {
         helper_fail_guestfs(helper, id, "the appliance does not start");
         return;
     }
-    guestfs_delete_event_callback(helper->guestfs, handle);
     send_stage(&start, FILES_STAGE_SCAN);
     if (find_volumes(helper)) {
         send_volumes(helper, id);
