@@ -274,6 +274,21 @@ gboolean backup_step_list(gpointer work, GError **error);
 gboolean backup_step_extras(gpointer work, GError **error);
 char *backup_extra_path(const Backup *backup, BeExtra extra);
 void backup_remove_extras(const Backup *backup);
+
+/**
+ * backup_tpm_path: where libvirt 9.0 keeps the state of an emulated TPM (qemu_tpm.c,
+ * qemu_conf.c) of a machine with another UUID.  Free with g_free().
+ */
+char *backup_tpm_path(const Be *be, const BeXmlDomain *xml, const char *uuid);
+
+/**
+ * backup_boot_tpm_make: puts a copy of the TPM's state where libvirt looks for that of the
+ * machine that boots from the backup.  Where there is none, or it is encrypted, that
+ * machine gets a new TPM.  Blocks on local files; workers, as all here.
+ * backup_boot_tpm_remove: removes it, unless libvirt has done so.
+ */
+gboolean backup_boot_tpm_make(const Backup *backup, GError **error);
+void backup_boot_tpm_remove(const Backup *backup);
 void backup_open_extras(Backup *backup);
 void backup_fail_extras(Backup *backup, const char *reason);
 void backup_close_extras(Backup *backup);

@@ -3,7 +3,8 @@
  * boot.c - a throw-away machine that boots straight from a backup.
  *
  * Its disks are empty overlays on the backup's raw files, its variable store is
- * a copy: both are in the backup's scratch directory and go with it.  There is
+ * a copy: both are in the backup's scratch directory and go with it, as does the state
+ * of its TPM, which is where libvirt looks for it (boot-tpm.c).  There is
  * one such machine for a backup, named after it and with its identity for a UUID,
  * so that its images are never made anew under a machine that runs.  Query worker.
  */
@@ -174,7 +175,7 @@ static gboolean make_files(const BootRequest *request, const GPtrArray *disks, c
             return FALSE;
         }
     }
-    return !nvram || make_nvram(backup, nvram, error);
+    return (!nvram || make_nvram(backup, nvram, error)) && backup_boot_tpm_make(backup, error);
 }
 
 static char *boot_xml(Be *be, const BootRequest *request, GError **error)

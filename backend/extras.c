@@ -32,8 +32,7 @@ static const char *const names[BE_EXTRA_COUNT] = {
     [BE_EXTRA_INITRD] = "initrd",
 };
 
-/* Where libvirt 9.0 keeps the state of an emulated TPM (qemu_tpm.c, qemu_conf.c). */
-static char *tpm_path(const Be *be, const BeXmlDomain *xml)
+char *backup_tpm_path(const Be *be, const BeXmlDomain *xml, const char *uuid)
 {
     gboolean version2 = g_strcmp0(xml->tpm_version, "1.2") != 0;
     g_autofree char *base =
@@ -41,7 +40,7 @@ static char *tpm_path(const Be *be, const BeXmlDomain *xml)
             ? g_build_filename(g_get_user_config_dir(), "libvirt", "qemu", "swtpm", NULL)
             : g_strdup("/var/lib/libvirt/swtpm");
 
-    return g_build_filename(base, xml->uuid, version2 ? "tpm2" : "tpm1.2",
+    return g_build_filename(base, uuid, version2 ? "tpm2" : "tpm1.2",
                             version2 ? "tpm2-00.permall" : "tpm-00.permall", NULL);
 }
 
@@ -52,7 +51,7 @@ static char *source_path(const Be *be, const BeXmlDomain *xml, BeExtra extra)
     case BE_EXTRA_NVRAM:
         return g_strdup(xml->nvram);
     case BE_EXTRA_TPM:
-        return xml->tpm_emulated ? tpm_path(be, xml) : NULL;
+        return xml->tpm_emulated ? backup_tpm_path(be, xml, xml->uuid) : NULL;
     case BE_EXTRA_KERNEL:
         return g_strdup(xml->kernel);
     case BE_EXTRA_INITRD:

@@ -72,6 +72,7 @@ void backup_release(Backup *backup)
     if (backup->scratch_path) {
         be_dirs_remove(backup->scratch_path);
     }
+    backup_boot_tpm_remove(backup);
     backup_remove_extras(backup);
     release_end(backup);
 }

@@ -175,7 +175,7 @@ static gboolean change_rng(xmlNode *node, const GPtrArray *disks G_GNUC_UNUSED)
     return TRUE;
 }
 
-/* An emulated one, new: the state of the original's is no concern of a test. */
+/* An emulated one; libvirt finds the state that was put there for it, or makes a new one. */
 static gboolean change_tpm(xmlNode *node, const GPtrArray *disks G_GNUC_UNUSED)
 {
     xmlNode *backend = xml_child(node, "backend");

@@ -224,6 +224,7 @@ static void parse_tpm(const xmlNode *tpm, BeXmlDomain *domain)
     if (!domain->tpm_emulated && xml_attribute_is(backend, "type", "emulator")) {
         domain->tpm_emulated = TRUE;
         domain->tpm_version = xml_attribute(backend, "version");
+        domain->tpm_encrypted = xml_child(backend, "encryption") != NULL;
     }
 }
 

@@ -96,6 +96,7 @@ typedef struct {
     char *dac_label;           /* "+64055:+64055" as written, or NULL */
     gboolean tpm_emulated;
     char *tpm_version;         /* "1.2", "2.0", or NULL: libvirt's default */
+    gboolean tpm_encrypted;
     gboolean has_hostdevs;
     gboolean agent_connected;  /* the guest has opened the agent's channel */
 } BeXmlDomain;

@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+import stat
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -104,7 +106,8 @@ def test_boot_test_says_no(shared: Mount, make_guest: MakeGuest) -> None:
 
 def test_off_machine_with_firmware(shared: Mount, off_guest: MakeGuest) -> None:
     guest = off_guest()
-    add_firmware(guest)
+    _, original = add_firmware(guest)
+    shutil.chown(original, "tss", "tss")
     backup = shared.domains / guest.name / "backups" / "now"
     backup.mkdir()
     root = ET.fromstring((backup / "boot.xml").read_text())
@@ -112,8 +115,16 @@ def test_off_machine_with_firmware(shared: Mount, off_guest: MakeGuest) -> None:
     assert store.read_bytes() == fsutil.NVRAM
     assert store != guest.dir / "nvram of it.fd"
     assert root.find("uuid").text != guest.uuid
+    # Where libvirt looks for the state of that machine's TPM.
+    state = original.parent.parent.with_name(root.find("uuid").text) / "tpm2" / original.name
+    assert state.read_bytes() == fsutil.TPM
+    for path, mode, owner in ((state, 0o600, "tss"), (state.parent, 0o700, "tss"),
+                              (state.parent.parent, 0o711, "root")):
+        assert (stat.S_IMODE(path.stat().st_mode), path.owner()) == (mode, owner)
     backup.rmdir()
     assert not store.exists()
+    assert not state.parent.parent.exists()
+    assert original.read_bytes() == fsutil.TPM
 
 
 def test_walkers_make_no_images(shared: Mount, guest: Guest) -> None:
