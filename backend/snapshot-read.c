@@ -43,6 +43,7 @@ typedef struct {
     gboolean closed;           /* guarded by lock; nobody has the snapshot any more */
     gint64 idle_us;            /* the timer thread's: since when nobody reads; 0: somebody does */
     guint64 fetched;           /* the timer thread's: bytes up to then */
+    gboolean was_used;         /* the timer thread's: since it was let go of */
 } Slot;
 
 /* What BeSnapshotFile is to us. */
@@ -108,7 +109,20 @@ static void give_way(gpointer data)
     Slot *slot = data;
 
     if (be_disk_takers(slot->disk) == 0) {
+        be_stream_rest(slot->disk->stream);
         be_image_server_rest(slot->server);
+    }
+}
+
+/* What an appliance that sleeps has open: the images themselves, or a server of them. */
+static void let_go(Slot *slot)
+{
+    if (slot->was_used) {
+        slot->was_used = FALSE;
+        be_stream_rest(slot->disk->stream);
+    }
+    if (be_image_server_is_up(slot->server)) {
+        be_query(slot->be, rest, slot_ref(slot), slot_unref);
     }
 }
 
@@ -126,13 +140,14 @@ static gboolean watch(gpointer data)
         be_readings_remove(slot->be, slot);
         return G_SOURCE_REMOVE;
     }
-    if (is_in_use(slot) || !be_image_server_is_up(slot->server)) {
+    if (is_in_use(slot)) {
         slot->idle_us = 0;
+        slot->was_used = TRUE;
     } else if (slot->idle_us == 0) {
         slot->idle_us = now_us;
     } else if (now_us - slot->idle_us > REST_US) {
         slot->idle_us = now_us;
-        be_query(slot->be, rest, slot_ref(slot), slot_unref);
+        let_go(slot);
     }
     return G_SOURCE_CONTINUE;
 }

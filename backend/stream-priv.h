@@ -176,7 +176,7 @@ void be_stream_deliver_all_and_unlock(BeStream *stream, GQueue *reads, GQueue *s
 
 void be_stream_busy_end_locked(BeStream *stream);
 
-/* Tells the source when nobody has the stream open. */
+/* Tells the source when nobody but quiet readers has the stream open. */
 void be_stream_unread_locked(BeStream *stream);
 
 /* A reader got these bytes. */

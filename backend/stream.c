@@ -287,9 +287,17 @@ void be_stream_share_rate(BeStream *stream, BeStream *other)
 
 void be_stream_unread_locked(BeStream *stream)
 {
-    if (stream->readers.length == 0 && stream->state == BE_STREAM_OPEN && stream->ops->unread) {
+    if (stream->readers.length == stream->readers_quiet && stream->state == BE_STREAM_OPEN
+        && stream->ops->unread) {
         stream->ops->unread(stream->source);
     }
+}
+
+void be_stream_rest(BeStream *stream)
+{
+    g_mutex_lock(&stream->lock);
+    be_stream_unread_locked(stream);
+    g_mutex_unlock(&stream->lock);
 }
 
 /* ---- Callbacks ---- */

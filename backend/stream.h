@@ -86,8 +86,8 @@ typedef struct {
                         GArray *out, GError **error);
 
     /**
-     * unread: nobody has the stream open any more; what is only held for readers can go
-     * until the next call.  Does not block; called with the stream's lock held, while
+     * unread: nobody but quiet readers has the stream open; what is only held for readers
+     * can go until the next call.  Does not block; called with the stream's lock held, while
      * the source is open.  May be NULL.
      */
     void (*unread)(gpointer source);
@@ -144,6 +144,12 @@ char *be_stream_reason(BeStream *stream);
  */
 guint be_stream_readers(BeStream *stream);
 guint be_stream_takers(BeStream *stream);
+
+/**
+ * be_stream_rest: lets go of what is only held for readers, if there are none but quiet
+ * ones; their next read takes it again.  Any thread; never blocks.
+ */
+void be_stream_rest(BeStream *stream);
 
 /**
  * be_reader_new_quiet: as be_reader_new(), for who looks at the disk and takes no copy

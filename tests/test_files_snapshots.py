@@ -89,8 +89,10 @@ def test_internal_and_external_of_a_machine_that_is_off(
         os.listdir(outer / "files/root")
     assert "no operating system" in last_failure(outer).text
     assert starts(mnt) == 2
-    # An appliance that rests keeps no lock on an image.
+    # An appliance that sleeps keeps no server and no lock of an image.
     wait_for(lambda: not servers(), 60, "no server is left")
+    image = guest.dir / "vda.qcow2"
+    wait_for(lambda: can_be_written(image), 60, "its owner can write to the image")
     assert appliance_processes()
     assert (outer / "files/vda/a/b/11").read_text() == "two 11\n"
     # A file that somebody reads keeps the snapshot, the appliance alone does not.
@@ -104,6 +106,11 @@ def test_internal_and_external_of_a_machine_that_is_off(
     wait_for(lambda: gone(outer), 60, "it is deleted")
     wait_for(lambda: guest.snapshots() == [], 60, "none is left")
     assert not [name for name in appliance_processes().values() if "qemu" in name]
+
+
+def can_be_written(image: Path) -> bool:
+    """Whether QEMU gets its lock; nothing is written."""
+    return sh(["qemu-io", "-f", "qcow2", "-c", "quit", str(image)], check=False).returncode == 0
 
 
 def gone(snapshot: Path) -> bool:
