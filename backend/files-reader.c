@@ -3,7 +3,7 @@
  * files-reader.c - reads of one open file of a guest, with read-ahead.
  *
  * A file is fetched in pieces: one that is read in order in pieces that grow,
- * the next one asked for before the last is used up, so that the appliance
+ * the next one asked for before the last is there, so that the appliance
  * never waits; any other read in a small one.  A read waits for the pieces
  * that it covers.
  *
@@ -313,9 +313,12 @@ static void plan_locked(BeFileReader *reader, const Waiter *waiter, GPtrArray *s
         }
         at = piece->offset + piece->size;
     }
-    /* Past the middle of the last piece it is time for the next one. */
-    if (piece && reader->ahead && at < reader->size && !piece_at_locked(reader, at)
-        && end + (piece->size / 2) >= at
+    /*
+     * The next one is due as soon as the last is read from, or the appliance would wait for
+     * the reader; but not yet for who looks at the beginning alone.
+     */
+    if (piece && reader->ahead && reader->next > 0 && at < reader->size
+        && !piece_at_locked(reader, at)
         && (gsize)g_atomic_pointer_get(&bytes_held) < BYTES_MAX) {
         g_ptr_array_add(started, piece_new_locked(reader, at, next_size_locked(reader)));
     }

@@ -6,7 +6,7 @@
  * has looked at a hostile disk, and because no call of it has a time limit: the
  * daemon kills this process, and with it everything it has started.  One thread,
  * and a second one while the appliance is launched (guestfs-volume.c) and while bytes
- * are pumped (guestfs-read.c).
+ * are sent (guestfs-read.c).
  */
 #pragma once
 
@@ -32,13 +32,20 @@ typedef struct {
     char *cache_dir;           /* of the appliance */
     GPtrArray *targets;        /* of char *: the disks' names, in their order */
     GPtrArray *volumes;        /* of Volume; empty before the start */
+    GThread *sender;           /* or NULL; of the bytes of a long read */
 } Helper;
 
 /* ---- guestfs-main.c ---- */
 
 /**
- * helper_send: one frame; ends the process when the daemon is gone.
+ * helper_send: one frame, after what is being sent; ends the process when the daemon
+ * is gone.
+ * helper_flush: waits for the thread that sends.
+ * helper_send_frame: for that thread.
  */
+void helper_flush(Helper *helper);
+void helper_send_frame(Helper *helper, FilesKind kind, guint32 id, int errnum, const void *data,
+                       gsize length);
 void helper_send(Helper *helper, FilesKind kind, guint32 id, int errnum, const void *data,
                  gsize length);
 

@@ -42,13 +42,27 @@ static void write_all(int fd, struct iovec *iov, int count)
     }
 }
 
-void helper_send(Helper *helper, FilesKind kind, guint32 id, int errnum, const void *data,
-                 gsize length)
+void helper_send_frame(Helper *helper, FilesKind kind, guint32 id, int errnum, const void *data,
+                       gsize length)
 {
     FilesFrame frame = {.kind = kind, .id = id, .errnum = errnum, .length = (guint32)length};
     struct iovec iov[] = {{&frame, sizeof(frame)}, {(void *)data, length}};
 
     write_all(helper->fd, iov, length ? 2 : 1);
+}
+
+void helper_flush(Helper *helper)
+{
+    if (helper->sender) {
+        g_thread_join(g_steal_pointer(&helper->sender));
+    }
+}
+
+void helper_send(Helper *helper, FilesKind kind, guint32 id, int errnum, const void *data,
+                 gsize length)
+{
+    helper_flush(helper);
+    helper_send_frame(helper, kind, id, errnum, data, length);
 }
 
 void helper_fail(Helper *helper, guint32 id, int errnum, const char *format, ...)
@@ -198,6 +212,7 @@ static void serve(Helper *helper)
             serve_path(helper, &request, path);
         }
         if (!helper->guestfs || !guestfs_is_ready(helper->guestfs)) {
+            helper_flush(helper);
             fprintf(stderr, "the appliance has ended: a file system may be broken\n");
             exit(1);
         }

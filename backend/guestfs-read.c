@@ -2,21 +2,17 @@
  *
  * guestfs-read.c - extended attributes, and the bytes of files.
  *
- * The thread of vmsnapfs-files; a long read has a second one: libguestfs writes
- * into a pipe without a pause, and that thread empties it into the daemon's
- * socket.  Only one of the two sends at a time.
+ * The thread of vmsnapfs-files, and a second one that sends bytes while the next ones
+ * are being read.  Only one of the two sends at a time.
  */
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "backend/guestfs-helper.h"
 
-/* Up to here one message with all bytes is quicker than a stream of chunks. */
-#define SMALL_READ (512 * 1024)
-#define PUMP_SIZE (256 * 1024)
+/* Of one message; larger ones are slower again, and 4 MiB are the most. */
+#define READ_SIZE ((guint64)2 * 1024 * 1024)
 
 /* ---- Extended attributes ----------------------------------------------------------------- */
 
@@ -136,76 +132,66 @@ void helper_xattrs(Helper *helper, guint32 id, const char *path)
 
 /* ---- Bytes ----------------------------------------------------------------------------------- */
 
-static void read_small(Helper *helper, guint32 id, const char *path, guint64 offset, guint64 size)
-{
-    size_t got = 0;
-    g_autofree char *bytes =
-        guestfs_pread(helper->guestfs, path, (int)size, (int64_t)offset, &got);
-
-    if (!bytes) {
-        helper_fail_guestfs(helper, id, "cannot read it");
-        return;
-    }
-    helper_send(helper, FILES_MORE, id, 0, bytes, got);
-    helper_send(helper, FILES_END, id, 0, NULL, 0);
-}
-
 typedef struct {
     Helper *helper;
     guint32 id;
-    int fd;
-} Pump;
+    char *bytes;
+    gsize size;
+} Sending;
 
-static gpointer pump(gpointer data)
+static gpointer send_bytes(gpointer data)
 {
-    Pump *work = data;
-    g_autofree char *buffer = g_malloc(PUMP_SIZE);
-    ssize_t got;
+    Sending *sending = data;
 
-    while ((got = read(work->fd, buffer, PUMP_SIZE)) != 0) {
-        if (got > 0) {
-            helper_send(work->helper, FILES_MORE, work->id, 0, buffer, (gsize)got);
-        } else if (errno != EINTR) {
-            break;
-        }
+    for (gsize at = 0; at < sending->size; at += FILES_FRAME_MAX) {
+        helper_send_frame(sending->helper, FILES_MORE, sending->id, 0, sending->bytes + at,
+                          MIN(FILES_FRAME_MAX, sending->size - at));
     }
+    free(sending->bytes);
+    g_free(sending);
     return NULL;
 }
 
-static void read_stream(Helper *helper, guint32 id, const char *path, guint64 offset, guint64 size)
+/* While they are being sent, the appliance reads on. */
+static void send_in_background(Helper *helper, guint32 id, char *bytes, gsize size)
 {
-    int ends[2];
-    Pump work = {.helper = helper, .id = id};
-    g_autofree char *name = NULL;
-    GThread *thread;
-    int result;
+    Sending *sending = g_new0(Sending, 1);
 
-    if (pipe2(ends, O_CLOEXEC) < 0) {
-        helper_fail(helper, id, errno, "no pipe");
-        return;
-    }
-    (void)fcntl(ends[0], F_SETPIPE_SZ, 1024 * 1024);
-    work.fd = ends[0];
-    name = g_strdup_printf("/dev/fd/%d", ends[1]);
-    thread = g_thread_new("pump", pump, &work);
-    result = guestfs_download_offset(helper->guestfs, path, name, (int64_t)offset, (int64_t)size);
-    close(ends[1]);
-    g_thread_join(thread);
-    close(ends[0]);
-    if (result < 0) {
-        helper_fail_guestfs(helper, id, "cannot read it");
-    } else {
-        helper_send(helper, FILES_END, id, 0, NULL, 0);
-    }
+    sending->helper = helper;
+    sending->id = id;
+    sending->bytes = bytes;
+    sending->size = size;
+    helper_flush(helper);
+    helper->sender = g_thread_new("send", send_bytes, sending);
 }
 
+/*
+ * By messages, and not by guestfs_download_offset(): that comes in chunks of 8 KiB, each
+ * of which costs the appliance and us several calls of the system.
+ */
 void helper_read(Helper *helper, guint32 id, const char *path, guint64 offset, guint64 size)
 {
+    guint64 end = offset + size;
+
     if (offset > G_MAXINT64 || size > 64 * 1024 * 1024) {
         helper_fail(helper, id, EINVAL, "a read of that size is not done");
-    } else if (size <= SMALL_READ) {
-        read_small(helper, id, path, offset, size);
-    } else {
-        read_stream(helper, id, path, offset, size);
+        return;
     }
+    while (offset < end) {
+        size_t got = 0;
+        char *bytes = guestfs_pread(helper->guestfs, path, (int)MIN(end - offset, READ_SIZE),
+                                    (int64_t)offset, &got);
+
+        if (!bytes) {
+            helper_fail_guestfs(helper, id, "cannot read it");
+            return;
+        }
+        if (got == 0) {
+            free(bytes);
+            break;
+        }
+        send_in_background(helper, id, bytes, got);
+        offset += got;
+    }
+    helper_send(helper, FILES_END, id, 0, NULL, 0);
 }
