@@ -22,6 +22,9 @@
 #define AGENT_SECONDS 5
 
 #define THAW_WAIT_US (10 * G_USEC_PER_SEC)
+
+/* An agent that died is back by then, where anybody starts it again. */
+#define AGENT_BACK_US (5 * G_USEC_PER_SEC)
 #define THAW_POLL_US (200 * 1000)
 
 /* A hook in the guest may freeze after we gave up: thaw again by then. */
@@ -90,26 +93,6 @@ void be_freezes_free(BeFreezes *freezes)
     g_hash_table_unref(freezes->retried);
     g_mutex_clear(&freezes->lock);
     g_free(freezes);
-}
-
-gboolean be_quiesce_parse(const char *word, BeQuiesce *ret_quiesce)
-{
-    static const struct {
-        const char *word;
-        BeQuiesce quiesce;
-    } rows[] = {
-        {"try", BE_QUIESCE_TRY},
-        {"require", BE_QUIESCE_REQUIRE},
-        {"off", BE_QUIESCE_OFF},
-    };
-
-    for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
-        if (g_str_equal(rows[i].word, word)) {
-            *ret_quiesce = rows[i].quiesce;
-            return TRUE;
-        }
-    }
-    return FALSE;
 }
 
 /* ---- One call each ----------------------------------------------------------------- */
@@ -253,6 +236,26 @@ static void retry_thaw(Be *be, const char *uuid)
 
 /* ---- Freeze and thaw ------------------------------------------------------------------- */
 
+static gboolean end_within(Be *be, virDomainPtr domain, const char *uuid, gint64 wait_us,
+                           GError **error)
+{
+    gint64 until_us = g_get_monotonic_time() + wait_us;
+    g_autoptr(GError) last = NULL;
+
+    while (!thaw_or_gone(domain, &last)) {
+        if (g_get_monotonic_time() > until_us) {
+            g_propagate_error(error, g_steal_pointer(&last));
+            return FALSE;
+        }
+        g_clear_error(&last);
+        g_usleep(THAW_POLL_US);
+    }
+    be_crash_point("freeze", "thaw", "after");
+    forget(be, uuid);
+    be_crash_point("freeze", "forget", "after");
+    return TRUE;
+}
+
 /* Agents that are not there have frozen nothing; nor has one that was frozen before. */
 static gboolean froze_nothing(const GError *error)
 {
@@ -261,25 +264,42 @@ static gboolean froze_nothing(const GError *error)
            || strstr(error->message, "not configured") != NULL;
 }
 
-static gboolean freeze_failed(Be *be, virDomainPtr domain, const char *uuid, const GError *error)
+/*
+ * libvirt (9.0, processSerialChangedEvent) takes the domain's job to connect to an agent
+ * that is back, waits 30 s for it and then never tries again: nothing that holds the job
+ * may be begun before the agent is back.  When it dies after a backup began, nothing
+ * helps: the one thread that waits there is the one that would end the backup, too.
+ */
+static gboolean agent_is_gone(const GError *error)
+{
+    return strstr(error->message, "not connected") != NULL
+           || strstr(error->message, "disappeared") != NULL;
+}
+
+/* Adds to @error what is not over yet. */
+static void freeze_failed(Be *be, virDomainPtr domain, const char *uuid, GError *error)
 {
     g_autoptr(GError) thaw_error = NULL;
 
     if (froze_nothing(error)) {
         forget(be, uuid);
-        return FALSE;
+        return;
     }
-    if (!thaw_or_gone(domain, &thaw_error)) {
+    if (agent_is_gone(error)) {
+        if (end_within(be, domain, uuid, AGENT_BACK_US, &thaw_error)) {
+            return;
+        }
+        error->code = BE_FREEZE_LOST;
+    } else if (!thaw_or_gone(domain, &thaw_error)) {
         g_info("%s", thaw_error->message);
     } else if (error->code == EINVAL) {
         forget(be, uuid);      /* the agent answered: it is in no slow hook */
-        return FALSE;
+        return;
     }
     if (!be_watchdog_arm(be->freezes->watchdog, uuid, LATE_FREEZE_MS + WATCHDOG_GRACE_MS, NULL)) {
         g_warning("the watchdog does not watch a guest whose freeze failed");
     }
     g_source_unref(thaw_later(be, uuid, LATE_FREEZE_MS, thaw_later_now));
-    return FALSE;
 }
 
 static guint strv_count(const char *const *strv)
@@ -330,37 +350,27 @@ gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
 
 gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **error)
 {
-    gint64 until_us = g_get_monotonic_time() + THAW_WAIT_US;
+    BeEvent event = {.kind = BE_EVENT_WARNING, .domain_uuid = uuid, .errnum = EIO,
+                     .text = "the guest may still be frozen; thawing goes on"};
     g_autoptr(GError) last = NULL;
 
-    while (!thaw_or_gone(domain, &last)) {
-        if (g_get_monotonic_time() > until_us) {
-            BeEvent event = {.kind = BE_EVENT_WARNING, .time_us = g_get_real_time(),
-                             .domain_uuid = uuid, .domain_name = virDomainGetName(domain),
-                             .errnum = EIO,
-                             .text = "the guest may still be frozen; thawing goes on"};
-
-            be_notify(be, &event);
-            g_source_unref(thaw_later(be, uuid, LATE_FREEZE_MS, thaw_later_now));
-            g_propagate_error(error, g_steal_pointer(&last));
-            return FALSE;
-        }
-        g_clear_error(&last);
-        g_usleep(THAW_POLL_US);
+    if (end_within(be, domain, uuid, THAW_WAIT_US, &last)) {
+        return TRUE;
     }
-    be_crash_point("freeze", "thaw", "after");
-    forget(be, uuid);
-    be_crash_point("freeze", "forget", "after");
-    return TRUE;
+    if (agent_is_gone(last)) {
+        event.text = "THE GUEST MAY BE FROZEN: its agent went away before the thaw, and where it "
+                     "is back libvirt may not have noticed: restart libvirtd (guests go on), and "
+                     "the guest is thawed";
+    }
+    g_propagate_error(error, g_steal_pointer(&last));
+    event.time_us = g_get_real_time();
+    event.domain_name = virDomainGetName(domain);
+    be_notify(be, &event);
+    g_source_unref(thaw_later(be, uuid, LATE_FREEZE_MS, thaw_later_now));
+    return FALSE;
 }
 
 /* ---- What it means ------------------------------------------------------------------------ */
-
-BeConsistency be_freeze_consistency_of(const char *os_id)
-{
-    return g_strcmp0(os_id, "mswindows") == 0 ? BE_CONSISTENCY_APPLICATION
-                                              : BE_CONSISTENCY_FILESYSTEM;
-}
 
 BeConsistency be_freeze_consistency(virDomainPtr domain)
 {
@@ -477,6 +487,8 @@ static gboolean run_freeze(Be *be, BeJob *job, gpointer data, GError **error)
                             command->seconds * 1000 + WATCHDOG_GRACE_MS, error)) {
         if (error && !*error) {
             g_set_error(error, BE_ERROR, ECANCELED, "cancelled");
+        } else if (error && (*error)->code == BE_FREEZE_LOST) {
+            (*error)->code = EHOSTDOWN;
         }
         return FALSE;
     }

@@ -23,8 +23,11 @@ void be_freezes_free(BeFreezes *freezes);
  * Returns: TRUE; the guest is frozen, and be_freeze_end() must follow.  FALSE:
  *   EBUSY (somebody else has frozen it; it is left so), EHOSTDOWN (no agent),
  *   EINVAL (not running), ETIMEDOUT, EIO...; a thaw was sent, and will be again,
- *   because a slow hook of the guest freezes later.
+ *   because a slow hook of the guest freezes later.  BE_FREEZE_LOST: the agent died
+ *   of it and has not come back within 5 s; the guest may be frozen.
  */
+#define BE_FREEZE_LOST ECONNRESET
+
 gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
                          const char *const *mountpoints, guint watch_ms, GError **error);
 

@@ -12,6 +12,32 @@
 /* A guest must not notice the freeze of a mkdir. */
 #define FREEZE_MS 5000
 
+gboolean be_quiesce_parse(const char *word, BeQuiesce *ret_quiesce)
+{
+    static const struct {
+        const char *word;
+        BeQuiesce quiesce;
+    } rows[] = {
+        {"try", BE_QUIESCE_TRY},
+        {"require", BE_QUIESCE_REQUIRE},
+        {"off", BE_QUIESCE_OFF},
+    };
+
+    for (gsize i = 0; i < G_N_ELEMENTS(rows); i++) {
+        if (g_str_equal(rows[i].word, word)) {
+            *ret_quiesce = rows[i].quiesce;
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
+BeConsistency be_freeze_consistency_of(const char *os_id)
+{
+    return g_strcmp0(os_id, "mswindows") == 0 ? BE_CONSISTENCY_APPLICATION
+                                              : BE_CONSISTENCY_FILESYSTEM;
+}
+
 gboolean be_quiesce_begin(Be *be, virDomainPtr domain, const char *uuid, BeQuiesce how,
                           gboolean agent, BeWindow *window, GError **error)
 {
@@ -27,6 +53,12 @@ gboolean be_quiesce_begin(Be *be, virDomainPtr domain, const char *uuid, BeQuies
     }
     window->frozen = agent && be_freeze_begin(be, domain, uuid, NULL, FREEZE_MS, &freeze_error);
     window->begun_us = g_get_monotonic_time();
+    if (freeze_error && freeze_error->code == BE_FREEZE_LOST) {
+        g_set_error(error, BE_ERROR, EHOSTDOWN,
+                    "the guest agent went away while it froze the guest: nothing is begun before "
+                    "libvirt finds it again (%s)", freeze_error->message);
+        return FALSE;
+    }
     if (window->frozen || how == BE_QUIESCE_TRY) {
         return TRUE;
     }

@@ -25,7 +25,8 @@ typedef struct {
  * holds frozen already is as good.  Blocks, 5 s at most; action workers.
  *
  * Returns: whether to go on: frozen, or not frozen and that is allowed.  FALSE with
- * BE_QUIESCE_REQUIRE only: as be_freeze_begin().
+ * BE_QUIESCE_REQUIRE: as be_freeze_begin(); with BE_QUIESCE_TRY, too: EHOSTDOWN, the
+ * agent died of the freeze and has left the guest frozen, perhaps.
  */
 gboolean be_quiesce_begin(Be *be, virDomainPtr domain, const char *uuid, BeQuiesce how,
                           gboolean agent, BeWindow *window, GError **error);
