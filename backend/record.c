@@ -110,6 +110,7 @@ gboolean be_record_write(Be *be, const char *kind, const char *id, JsonObject *o
     g_autoptr(GError) file_error = NULL;
     g_autofree char *path = NULL;
     g_autofree char *text = NULL;
+    gboolean existed;
     gsize length;
 
     if (be->read_only) {
@@ -125,13 +126,21 @@ gboolean be_record_write(Be *be, const char *kind, const char *id, JsonObject *o
         return FALSE;
     }
     path = path_of(be, kind, id, SUFFIX);
+    existed = access(path, F_OK) == 0;
     if (!g_file_set_contents_full(path, text, (gssize)length,
                                   G_FILE_SET_CONTENTS_CONSISTENT | G_FILE_SET_CONTENTS_DURABLE,
                                   0600, &file_error)) {
         g_set_error(error, BE_ERROR, ENOSPC, "cannot write the %s: %s", kind, file_error->message);
         return FALSE;
     }
-    return be_dirs_sync(dir, error);
+    if (!be_dirs_sync(dir, error)) {
+        /* Who is told that it is not there will never remove it. */
+        if (!existed) {
+            unlink(path);
+        }
+        return FALSE;
+    }
+    return TRUE;
 }
 
 /* After a rename or unlink, where nobody could do anything about a failure. */

@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -116,6 +117,24 @@ LIBVIRT(int, virDomainListAllCheckpoints, (DOM, virDomainCheckpointPtr **list, F
         (dom, list, flags), (NULL, list, flags))
 LIBVIRT(int, virDomainListAllSnapshots, (DOM, virDomainSnapshotPtr **list, FLAGS),
         (dom, list, flags), (NULL, list, flags))
+LIBVIRT(virDomainSnapshotPtr, virDomainSnapshotCreateXML, (DOM, const char *xml, FLAGS),
+        (dom, xml, flags), (NULL, xml, flags))
+LIBVIRT(virDomainSnapshotPtr, virDomainSnapshotLookupByName, (DOM, const char *name, FLAGS),
+        (dom, name, flags), (NULL, name, flags))
+LIBVIRT(char *, virDomainSnapshotGetXMLDesc, (virDomainSnapshotPtr snapshot, FLAGS),
+        (snapshot, flags), (NULL, flags))
+LIBVIRT(int, virDomainSnapshotDelete, (virDomainSnapshotPtr snapshot, FLAGS), (snapshot, flags),
+        (NULL, flags))
+LIBVIRT(int, virDomainRevertToSnapshot, (virDomainSnapshotPtr snapshot, FLAGS), (snapshot, flags),
+        (NULL, flags))
+LIBVIRT(virDomainCheckpointPtr, virDomainCheckpointCreateXML, (DOM, const char *xml, FLAGS),
+        (dom, xml, flags), (NULL, xml, flags))
+LIBVIRT(virDomainCheckpointPtr, virDomainCheckpointLookupByName, (DOM, const char *name, FLAGS),
+        (dom, name, flags), (NULL, name, flags))
+LIBVIRT(char *, virDomainCheckpointGetXMLDesc, (virDomainCheckpointPtr checkpoint, FLAGS),
+        (checkpoint, flags), (NULL, flags))
+LIBVIRT(int, virDomainCheckpointDelete, (virDomainCheckpointPtr checkpoint, FLAGS),
+        (checkpoint, flags), (NULL, flags))
 LIBVIRT(virDomainPtr, virDomainLookupByUUIDString, (virConnectPtr conn, const char *uuid),
         (conn, uuid), (NULL, uuid))
 LIBVIRT(int, virConnectListAllDomains, (virConnectPtr conn, virDomainPtr **list, FLAGS),
@@ -197,6 +216,15 @@ static int is_file(int fd)
     struct stat attr;
 
     return fd > STDERR_FILENO && fstat(fd, &attr) == 0 && S_ISREG(attr.st_mode);
+}
+
+/* "statvfs": as on a network file system that hangs, below a directory called "hung". */
+int statvfs(const char *path, struct statvfs *space)
+{
+    while (is_armed("statvfs") && strstr(path, "/hung/")) {
+        usleep(10000);
+    }
+    return REAL(statvfs)(path, space);
 }
 
 ssize_t write(int fd, const void *data, size_t size)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import mmap
 import os
+import signal
 import struct
 import subprocess
 import time
@@ -19,7 +20,7 @@ import pytest
 
 from bed import VMSNAPFS, Guest, Mount, bed_dir, raises_errno, wait_for
 from test_backup import digest, text
-from test_crash import command, drop, is_thawed, make, vm, wait_clean, world
+from test_crash import KINDS, command, drop, is_thawed, make, vm, wait_clean, world
 
 LIBRARY = VMSNAPFS.parent.parent / "tests" / "faults.so"
 LAYOUT = struct.Struct("32sIII")
@@ -117,18 +118,25 @@ OPERATIONS = (
     Operation("freeze", freeze_and_thaw, ("libvirt", *FILES)),
     Operation("suspend", suspend_and_resume, ("libvirt",)),
     Operation("look", look, ("libvirt", "open")),
+    Operation("snapshot", make("snapshots"), ("libvirt", *FILES), off=True),
+    Operation("snapshot-rmdir", drop("snapshots"), ("libvirt", "write"), make("snapshots"),
+              off=True),
+    Operation("revert", command("revert", "snapshots/now"), ("libvirt", "write"),
+              command("snapshot now disk=internal"), off=True),
+    Operation("checkpoint", make("checkpoints"), ("libvirt", "write", "fsync")),
+    Operation("checkpoint-rmdir", drop("checkpoints"), ("libvirt", "write"),
+              make("checkpoints")),
 )
 
 
 def put_back(mnt: Mount, guest: Guest, operation: Operation, before: dict[str, object]) -> None:
     """Whatever came of it: it can be ended, and then all is as it was."""
-    now = vm(mnt, guest) / "backups/now"
-
     def ended() -> bool:
-        with contextlib.suppress(OSError):
-            if now.exists():
+        there = [p for p in (vm(mnt, guest) / kind / "now" for kind in KINDS) if p.exists()]
+        for now in there:
+            with contextlib.suppress(OSError):
                 now.rmdir()
-        return not now.exists()
+        return not there
     wait_for(ended, 20, "ended")
 
     def well() -> bool:
@@ -165,6 +173,11 @@ def try_once(mnt: Mount, guest: Guest, operation: Operation, faults: Faults, kin
     return fired
 
 
+def step(nth: int) -> int:
+    """Each of the first calls; of the thousands by which a disk is read, some."""
+    return 1 if nth < 60 else nth // 10
+
+
 @pytest.fixture
 def machine(request: pytest.FixtureRequest, guest: Guest, off_guest: Callable[[], Guest]) -> Guest:
     return off_guest() if request.param else guest
@@ -177,12 +190,13 @@ def test_every_call_fails_once(operation: Operation, machine: Guest, mount,
     before = world(machine)
     mnt = mount("qemu:///system", env=faults.environment())
     for kind in operation.kinds:
-        nth = 1
+        nth, done = 1, 0
         while nth <= CALLS and try_once(mnt, machine, operation, faults, kind, nth):
             put_back(mnt, machine, operation, before)
-            nth += 1
+            done += 1
+            nth += step(nth)
         put_back(mnt, machine, operation, before)
-        print(f"{operation.name}: {nth - 1} calls of {kind} failed")
+        print(f"{operation.name}: {done} calls of {kind} failed, the last was number {nth}")
 
 
 ### A save fails, and libvirt leaves the guest paused
@@ -206,3 +220,49 @@ def test_guest_that_a_failed_save_left_paused(guest: Guest, mount, faults: Fault
         wait_for(lambda: text(vm(mnt, guest) / "state") == "paused", 10, "state says so")
         command("resume")(mnt, guest)
     assert guest.is_running()
+
+
+### The file system of the scratch images hangs
+
+@pytest.fixture
+def hung_scratch() -> Iterator[Path]:
+    path = bed_dir() / "images" / "hung" / "scratch"
+    path.mkdir(parents=True, mode=0o711)
+    path.parent.chmod(0o711)
+    yield path
+    path.rmdir()
+    path.parent.rmdir()
+
+
+def test_hung_scratch_harms_nobody_else(guest: Guest, guest2: Guest, mount, faults: Faults,
+                                        hung_scratch: Path) -> None:
+    mnt = mount("qemu:///system", env=faults.environment())
+    command(f"backup now scratch={hung_scratch}")(mnt, guest)
+    here, other = vm(mnt, guest) / "backups/now", vm(mnt, guest2) / "backups/now"
+    expected = digest(here / "disks/vda.raw")
+    faults.arm("statvfs", 1)
+    time.sleep(0.5)                         # its guard looks ten times a second
+    begin = time.monotonic()
+    for _ in range(3):
+        other.mkdir()
+        digest(other / "disks/vdb.raw")
+        other.rmdir()
+    assert text(here / "state") == "running" and "scratch-free: " in (here / "job").read_text()
+    assert digest(here / "disks/vda.raw") == expected
+    assert time.monotonic() - begin < 30
+    here.rmdir()
+    assert not guest.has_job() and guest.is_running()
+    faults.disarm()
+    wait_for(lambda: not list(hung_scratch.iterdir()), 10, "nothing left")
+
+
+def test_hung_scratch_does_not_keep_us_from_ending(guest: Guest, mount, faults: Faults,
+                                                   hung_scratch: Path) -> None:
+    mnt = mount("qemu:///system", env=faults.environment())
+    command(f"backup now scratch={hung_scratch}")(mnt, guest)
+    faults.arm("statvfs", 1)
+    time.sleep(0.5)
+    mnt.signal(signal.SIGTERM)
+    assert mnt.process.wait(70) == 0
+    faults.disarm()
+    assert not guest.has_job() and not list(hung_scratch.iterdir())
