@@ -228,17 +228,26 @@ static void parse_tpm(const xmlNode *tpm, BeXmlDomain *domain)
     }
 }
 
+/* Also a function of a network card, and an NVMe drive: both are devices of the host. */
+static gboolean is_host_device(const xmlNode *node)
+{
+    return xml_is_element(node, "hostdev")
+           || (xml_is_element(node, "interface")
+               && (xml_attribute_is(node, "type", "hostdev")
+                   || xml_attribute_is(node, "type", "vdpa")))
+           || (xml_is_element(node, "disk") && xml_attribute_is(node, "type", "nvme"));
+}
+
 static gboolean parse_devices(const xmlNode *devices, BeXmlDomain *domain, GError **error)
 {
     for (const xmlNode *node = devices ? devices->children : NULL; node; node = node->next) {
+        domain->has_hostdevs = domain->has_hostdevs || is_host_device(node);
         if (xml_is_element(node, "disk")) {
             if (!parse_disk(node, domain, error)) {
                 return FALSE;
             }
         } else if (xml_is_element(node, "tpm")) {
             parse_tpm(node, domain);
-        } else if (xml_is_element(node, "hostdev")) {
-            domain->has_hostdevs = TRUE;
         } else if (xml_is_element(node, "channel") && is_connected_agent(node)) {
             domain->agent_connected = TRUE;
         }

@@ -128,6 +128,20 @@ static void test_odd_domain(void)
     g_assert_true(domain->has_hostdevs);
 }
 
+static void test_host_devices(void)
+{
+    static const char *const types[] = {"interface type='hostdev'", "interface type='vdpa'",
+                                        "hostdev", "interface type='network'", "sound"};
+
+    for (gsize i = 0; i < G_N_ELEMENTS(types); i++) {
+        g_autofree char *text = g_strdup_printf(
+            "<domain><name>a</name><uuid>u</uuid><devices><%s/></devices></domain>", types[i]);
+        g_autoptr(BeXmlDomain) domain = be_xml_domain_parse(text, NULL);
+
+        g_assert_cmpint(domain->has_hostdevs, ==, i < 3);
+    }
+}
+
 static void test_odd_disks(void)
 {
     g_autoptr(BeXmlDomain) domain = load_domain("domain-odd.xml");
@@ -561,6 +575,7 @@ int main(int argc, char **argv)
     g_test_add_func("/xml/domain/running-other-disks", test_running_other_disks);
     g_test_add_func("/xml/domain/shutoff", test_shutoff);
     g_test_add_func("/xml/domain/odd", test_odd_domain);
+    g_test_add_func("/xml/domain/host-devices", test_host_devices);
     g_test_add_func("/xml/domain/odd-disks", test_odd_disks);
     g_test_add_func("/xml/domain/names", test_names);
     g_test_add_func("/xml/domain/entities", test_entities);
