@@ -248,6 +248,7 @@ static void first_read(Be *be, gpointer data)
         be_pauses_recover(be);
         be_block_jobs_recover(be);
         be_backups_recover(be);
+        be_trust_tidy(be);
         be_reverts_recover(be);
         be_snapshots_recover(be);
         be_owners_tidy(be);

@@ -101,13 +101,15 @@ static gboolean choose_name(BackupPlan *plan, const GPtrArray *records, GError *
 {
     g_autofree char *name = plan->checkpoint ? g_strdup(plan->checkpoint)
                                              : be_checkpoint_name_like(plan->name);
+    const BeTrustRecord *record;
     int there;
 
     if (!be_checkpoint_check_name(name, error)) {
         return FALSE;
     }
     there = is_there(plan, name, error);
-    if (there == 1 && !record_named(records, name)) {
+    record = record_named(records, name);
+    if (there == 1 && (!record || !be_trust_owns(plan->domain, record))) {
         g_set_error(error, BE_ERROR, EEXIST,
                     "the checkpoint '%s' was made by another program; take another name, or "
                     "checkpoint=NAME or checkpoint=none",
@@ -537,11 +539,14 @@ static void break_dependents(Backup *backup)
 /* One that cannot be removed now is one too many, and no harm. */
 static void remove_replaced(Backup *backup, virDomainPtr domain)
 {
+    const char *uuid = backup->pub.domain_uuid;
+    g_autoptr(BeTrustRecord) record = be_trust_find(backup->be, uuid, backup->replaces);
     g_autoptr(GError) error = NULL;
 
     break_dependents(backup);
-    if (be_checkpoint_remove(backup->be, domain, backup->replaces, &error)) {
-        be_trust_remove(backup->be, backup->pub.domain_uuid, backup->replaces);
+    if ((record && !be_trust_owns(domain, record))
+        || be_checkpoint_remove(backup->be, domain, backup->replaces, &error)) {
+        be_trust_remove(backup->be, uuid, backup->replaces);
     } else {
         g_warning("checkpoint '%s', replaced by '%s', cannot be removed: %s", backup->replaces,
                   backup->pub.checkpoint, error->message);

@@ -81,11 +81,11 @@ static void clear_checkpoint(BeObject *object)
     g_strfreev(checkpoint->targets);
 }
 
-static uid_t owner_of(Be *be, const char *uuid, const char *name)
+static uid_t owner_of(Be *be, const char *uuid, const BeObject *object)
 {
-    g_autoptr(BeTrustRecord) record = be_trust_find(be, uuid, name);
+    g_autoptr(BeTrustRecord) record = be_trust_find(be, uuid, object->name);
 
-    return record ? record->owner.uid : (uid_t)-1;
+    return record && be_trust_made(record, object->description) ? record->owner.uid : (uid_t)-1;
 }
 
 const BeObjectOps be_checkpoint_ops = {

@@ -391,7 +391,9 @@ static gboolean all_ours(const Deleting *deleting, const GPtrArray *names, GErro
     for (guint i = 0; i < names->len; i++) {
         const char *name = g_ptr_array_index(names, i);
 
-        if (!record_named(deleting, name)) {
+        const BeTrustRecord *record = record_named(deleting, name);
+
+        if (!record || !be_trust_owns(deleting->domain, record)) {
             g_propagate_error(error, refusal_of_foreign(name));
             return FALSE;
         }

@@ -13,6 +13,7 @@
 #include "backend/error.h"
 #include "backend/image.h"
 #include "backend/qemu-img.h"
+#include "backend/trust.h"
 
 /* The header of an image; the rest of it is not looked at. */
 #define HEADER_BYTES (64 * 1024)
@@ -274,11 +275,13 @@ static gboolean remove_off(virDomainPtr domain, const char *name, GError **error
     return xml && be_checkpoint_forget(domain, name, error);
 }
 
-gboolean be_checkpoint_remove(Be *be G_GNUC_UNUSED, virDomainPtr domain, const char *name,
-                              GError **error)
+gboolean be_checkpoint_remove(Be *be, virDomainPtr domain, const char *name, GError **error)
 {
+    char uuid[VIR_UUID_STRING_BUFLEN];
+    GPtrArray *below;
     g_autoptr(GError) failure = NULL;
     g_autoptr(BeVirCheckpoint) checkpoint = find(domain, name, &failure);
+    gboolean done;
     int active;
 
     if (!checkpoint) {
@@ -289,9 +292,12 @@ gboolean be_checkpoint_remove(Be *be G_GNUC_UNUSED, virDomainPtr domain, const c
         return FALSE;
     }
     active = virDomainIsActive(domain);
-    if (active < 0) {
+    if (active < 0 || virDomainGetUUIDString(domain, uuid) < 0) {
         be_error_from_libvirt(error, "cannot look at the domain");
         return FALSE;
     }
-    return active ? remove_live(domain, checkpoint, error) : remove_off(domain, name, error);
+    below = be_trust_before_removal(be, uuid);
+    done = active ? remove_live(domain, checkpoint, error) : remove_off(domain, name, error);
+    be_trust_after_removal(be, below);
+    return done;
 }

@@ -357,7 +357,7 @@ static BeObject *new_object(const Entry *entry, const char *name, const char *xm
     object->consistency = owner.consistency;
     object->frozen_us = owner.frozen_us;
     if (kinds[entry->kind]->owner) {
-        object->owner = kinds[entry->kind]->owner(entry->objects->be, entry->uuid, name);
+        object->owner = kinds[entry->kind]->owner(entry->objects->be, entry->uuid, object);
     }
     return object;
 }

@@ -41,7 +41,7 @@ typedef struct {
     /**
      * owner: who made it through us, or (uid_t)-1.  May be NULL: nobody.
      */
-    uid_t (*owner)(Be *be, const char *uuid, const char *name);
+    uid_t (*owner)(Be *be, const char *uuid, const BeObject *object);
 
     /**
      * clear: frees what the kind has added to BeObject.

@@ -138,11 +138,12 @@ static GPtrArray *plan_chain(Be *be, virDomainPtr domain, const BeXmlDomain *xml
 
 /* ---- What goes ------------------------------------------------------------------------- */
 
-/* Nobody may have made one of the same name meanwhile: the record says which it was. */
+/* Of one whose name another program has taken since only the record goes. */
 static gboolean remove_one(Be *be, virDomainPtr domain, const BeTrustRecord *record,
                            GError **error)
 {
-    if (!be_checkpoint_remove(be, domain, record->name, error)) {
+    if (be_trust_owns(domain, record)
+        && !be_checkpoint_remove(be, domain, record->name, error)) {
         g_prefix_error(error, "checkpoint '%s': ", record->name);
         return FALSE;
     }

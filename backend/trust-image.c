@@ -50,7 +50,7 @@ static char *identity_of_device(const struct statx *attr)
  * birth it is nobody else's.  Device numbers change at a reboot, so they count only
  * where the file system keeps no time of birth.
  */
-static char *identity_of(const struct statx *attr)
+char *be_trust_identity(const struct statx *attr)
 {
     if (S_ISBLK(attr->stx_mode)) {
         return identity_of_device(attr);
@@ -64,26 +64,19 @@ static char *identity_of(const struct statx *attr)
                            attr->stx_dev_major, attr->stx_dev_minor);
 }
 
-/* Below the top nobody writes; where bitmaps are kept, QEMU does to keep them. */
-static gboolean is_sealed(const BeImage *image)
+char *be_trust_content(const struct statx *attr)
 {
-    g_autoptr(GPtrArray) bitmaps = NULL;
-
-    if (!g_str_equal(image->format, "qcow2")) {
-        return TRUE;
-    }
-    bitmaps = be_image_bitmaps(image->path, NULL);
-    return bitmaps && bitmaps->len == 0;
+    return g_strdup_printf("%" G_GUINT64_FORMAT " bytes of %" G_GINT64_FORMAT ".%09u",
+                           (guint64)attr->stx_size, (gint64)attr->stx_mtime.tv_sec,
+                           attr->stx_mtime.tv_nsec);
 }
 
-static void look_at_content(BeTrustImage *image, const BeImage *seen, const struct statx *attr)
+static gboolean keeps_bitmaps(const BeImage *image)
 {
-    if (!S_ISBLK(attr->stx_mode)) {
-        image->content = g_strdup_printf(
-            "%" G_GUINT64_FORMAT " bytes of %" G_GINT64_FORMAT ".%09u", (guint64)attr->stx_size,
-            (gint64)attr->stx_mtime.tv_sec, attr->stx_mtime.tv_nsec);
-        image->sealed = is_sealed(seen);
-    }
+    g_autoptr(GPtrArray) bitmaps =
+        g_str_equal(image->format, "qcow2") ? be_image_bitmaps(image->path, NULL) : NULL;
+
+    return bitmaps && bitmaps->len > 0;
 }
 
 static gboolean add_image(GPtrArray *images, const BeImage *image, GError **error)
@@ -102,9 +95,10 @@ static gboolean add_image(GPtrArray *images, const BeImage *image, GError **erro
     }
     added = g_new0(BeTrustImage, 1);
     added->path = g_strdup(image->path);
-    added->identity = identity_of(&attr);
+    added->identity = be_trust_identity(&attr);
     if (images->len > 0) {
-        look_at_content(added, image, &attr);
+        added->content = S_ISBLK(attr.stx_mode) ? NULL : be_trust_content(&attr);
+        added->keeps_bitmaps = keeps_bitmaps(image);
     }
     g_ptr_array_add(images, added);
     return TRUE;
@@ -195,9 +189,10 @@ static gboolean find_image(const GPtrArray *images, const char *identity, guint 
 }
 
 /*
- * The images below the one with the bitmap.  Nobody writes to them, except that one
+ * The images below the one with the bitmap.  Nobody writes to them, not even QEMU what
+ * it keeps of bitmaps: it does that when an image stops being the top.  Except that one
  * which is deleted is merged into the one below it: then that changed, and only then
- * may it have.
+ * may it have; and that a checkpoint is deleted (trust-below.c).
  */
 static char *compare_below(const BeTrustDisk *disk, const GPtrArray *now, guint was, guint is)
 {
@@ -213,7 +208,7 @@ static char *compare_below(const BeTrustDisk *disk, const GPtrArray *now, guint 
             continue;
         }
         changed = g_strcmp0(then->content, here->content) != 0;
-        if (changed && then->sealed && here->sealed && !gone) {
+        if (changed && !gone) {
             return g_strdup_printf("disk '%s': the backing file '%s' was written to since",
                                    disk->target, here->path);
         }

@@ -18,7 +18,10 @@
 #define UUID_LENGTH 36
 #define NAME_DIGITS 32
 
-/* No disk has more blocks than that in its record; ours have 16. */
+/* A machine may be away for so long, together with its storage, and come back. */
+#define AWAY_US (30 * G_TIME_SPAN_DAY)
+
+/* No disk has more blocks than that in its record; ours have 20. */
 #define SAMPLES_MAX 1024
 #define SAMPLE_BYTES_MAX (1024 * 1024)
 
@@ -169,7 +172,7 @@ static JsonArray *format_images(const GPtrArray *images)
         json_object_set_string_member(object, "path", image->path);
         json_object_set_string_member(object, "identity", image->identity);
         be_record_set_string(object, "content", image->content);
-        json_object_set_boolean_member(object, "sealed", image->sealed);
+        json_object_set_boolean_member(object, "keeps-bitmaps", image->keeps_bitmaps);
         json_array_add_object_element(array, object);
     }
     return array;
@@ -246,7 +249,7 @@ static gboolean parse_images(BeTrustDisk *disk, JsonArray *array)
         image->path = g_strdup(path);
         image->identity = g_strdup(identity);
         image->content = g_strdup(be_record_get_string(object, "content"));
-        image->sealed = be_record_get_bool(object, "sealed");
+        image->keeps_bitmaps = be_record_get_bool(object, "keeps-bitmaps");
         g_ptr_array_add(disk->images, image);
     }
     return disk->images->len > 0;
@@ -470,6 +473,11 @@ BeTrustRecord *be_trust_find(Be *be, const char *uuid, const char *name)
     return record;
 }
 
+gboolean be_trust_made(const BeTrustRecord *record, const char *description)
+{
+    return description && strstr(description, record->backup_id);
+}
+
 /* Storage that is not there now may come back; a file that is not there is gone. */
 static gboolean has_an_image(const BeTrustRecord *record)
 {
@@ -487,6 +495,7 @@ static gboolean has_an_image(const BeTrustRecord *record)
 
 void be_trust_tidy(Be *be)
 {
+    gint64 now_us = g_get_real_time();
     g_autoptr(GPtrArray) records = NULL;
 
     if (be->read_only || !be_host_is_local(be)) {
@@ -497,7 +506,9 @@ void be_trust_tidy(Be *be)
         const BeTrustRecord *record = g_ptr_array_index(records, i);
         g_autoptr(BeDomain) domain = be_domain_find(be, record->domain_uuid);
 
-        if (!domain && !has_an_image(record)) {
+        if (!domain && now_us - record->created_us > AWAY_US && !has_an_image(record)) {
+            g_message("forgetting checkpoint '%s' of machine '%s', which is gone with its images",
+                      record->name, record->domain_name);
             be_trust_remove(be, record->domain_uuid, record->name);
         }
     }

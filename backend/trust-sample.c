@@ -10,7 +10,9 @@
  * Which blocks: what nobody writes says nothing about a bitmap that misses writes.
  * So those are preferred that change often: blocks kept last time that have changed
  * since, and blocks of the increment; then the head of the disk and of its first
- * partition, where a file system counts its mounts, and data anywhere.
+ * partition, where a file system counts its mounts; the last that hold data, for who
+ * makes a disk shorter and longer again takes these first, and QEMU 7.2 then calls
+ * all that was cut off clean; and data anywhere.
  */
 #include <errno.h>
 #include <libnbd.h>
@@ -22,10 +24,19 @@
 #define CONFIRM_US (15 * G_USEC_PER_SEC)
 
 #define BLOCK (64u * 1024)
-#define BLOCKS 16u
+#define BLOCKS 20u
 
 /* Of these, so many that are known to change. */
 #define BLOCKS_HOT 10u
+
+/* The last with data, so far before one another; of a big disk further: a part of it. */
+#define TAILS 4u
+#define TAIL_STEP (1024u * 1024)
+#define TAIL_PART 16u
+
+/* Where the search for the last data begins, and how often it goes on before that. */
+#define TAIL_BYTES (16u * 1024 * 1024)
+#define TAIL_SEARCHES 64
 
 /* Where partitions begin, by every tool of the last ten years. */
 #define FIRST_PARTITION (1024u * 1024)
@@ -304,6 +315,79 @@ static gboolean add_by_chance(Export *export, GArray *blocks, const char *contex
     return TRUE;
 }
 
+/* Where the last data of a range ends; 0: there is none, or @error. */
+static guint64 end_of_data(Export *export, guint64 from, guint64 end, GError **error)
+{
+    guint64 last = 0;
+
+    while (from < end) {
+        g_autoptr(GArray) pairs =
+            status_at(export, LIBNBD_CONTEXT_BASE_ALLOCATION, from, end - from, error);
+        guint64 before = from;
+
+        for (guint i = 0; pairs && i + 1 < pairs->len && from < end; i += 2) {
+            from += g_array_index(pairs, guint32, i);
+            if ((g_array_index(pairs, guint32, i + 1) & ZERO) == 0) {
+                last = MIN(from, end);
+            }
+        }
+        if (!pairs) {
+            return 0;
+        }
+        if (from == before) {
+            break;             /* QEMU does not say: then there is no such sample */
+        }
+    }
+    return last;
+}
+
+/* The block of the last data before @end; FALSE without @error: none, or too far. */
+static gboolean find_last(Export *export, guint64 end, guint64 *ret_offset, GError **error)
+{
+    guint64 window = TAIL_BYTES;
+
+    for (guint i = 0; i < TAIL_SEARCHES && end > 0; i++) {
+        guint64 from = end > window ? (end - window) & ~(guint64)(BLOCK - 1) : 0;
+        g_autoptr(GError) failure = NULL;
+        guint64 last = end_of_data(export, from, end, &failure);
+
+        if (failure) {
+            g_propagate_error(error, g_steal_pointer(&failure));
+            return FALSE;
+        }
+        if (last > 0) {
+            *ret_offset = (last - 1) & ~(guint64)(BLOCK - 1);
+            return TRUE;
+        }
+        end = from;
+        window = MIN(window * 2, SEARCH_BYTES);
+    }
+    return FALSE;
+}
+
+static gboolean add_last(Export *export, GArray *blocks, GError **error)
+{
+    guint64 end = export->size;
+
+    for (guint i = 0; i < TAILS && end > 0; i++) {
+        guint64 step = i < TAILS / 2 ? TAIL_STEP : export->size / TAIL_PART & ~(guint64)(BLOCK - 1);
+        g_autoptr(GError) failure = NULL;
+        guint64 offset;
+
+        if (!find_last(export, end, &offset, &failure)) {
+            gboolean none = failure == NULL;
+
+            if (!none) {
+                g_propagate_error(error, g_steal_pointer(&failure));
+            }
+            return none;
+        }
+        add_block(export, blocks, offset, BLOCKS);
+        end = offset > step ? offset - step : 0;
+    }
+    return TRUE;
+}
+
 static gboolean keep_samples(Export *export, const GArray *hot, BeTrustDisk *disk,
                              GError **error)
 {
@@ -319,6 +403,7 @@ static gboolean keep_samples(Export *export, const GArray *hot, BeTrustDisk *dis
     }
     if ((export->dirty_context
          && !add_by_chance(export, blocks, export->dirty_context, BLOCKS_HOT, error))
+        || !add_last(export, blocks, error)
         || !add_by_chance(export, blocks, LIBNBD_CONTEXT_BASE_ALLOCATION, BLOCKS, error)) {
         return FALSE;
     }

@@ -9,6 +9,31 @@
  * others, nor that the lower ones are missing: after a block pull to the end of the
  * chain the bitmap on top has all that was copied (tried), but what was discarded
  * below was not copied, and is in no bitmap any more.
+ *
+ * What can go behind our back, and what stops it (tests/test_trust.py has each):
+ *
+ *   another file                its time of birth and its number, or the device's name
+ *   the same file or device, rolled back with its bitmaps to a time
+ *     before the checkpoint     the bitmap is not there
+ *     after it, machine off     nothing has to: the bitmap of then tells of the content
+ *                               of then, which is right; what is newer is not there
+ *     when the machine ran      QEMU writes bitmaps when it closes an image, and marks
+ *                               them before it writes: missing, or inconsistent
+ *     of an older checkpoint    a sound bitmap of another day, which libvirt takes for
+ *     of the same name          this one (a bitmap must have its checkpoint's name, so
+ *                               it cannot have a secret one): only content tells, and
+ *                               the blocks kept are those that have changed lately
+ *   deleted, and another made   libvirt knows names only: the backup's id, which is in the
+ *   of its name                 description of each of ours
+ *   a write by QEMU's tools     recorded in the top image; below it the file's time and
+ *                               size (what our own deletions change is noted)
+ *   a write by other programs   the bitmaps' bit in the header, which they clear; of raw
+ *                               files the time and size
+ *   a bitmap off for a while,   the content of blocks it should have, and of clusters in
+ *   emptied, made again         images made since: likely, and not for sure
+ *   shorter and longer again    the content of the last data: for sure, unless that was
+ *                               zeroes or was written again
+ *   writes that change no time  nothing: who can do that can change the record
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
@@ -21,6 +46,8 @@
 
 /* Clusters that are looked at in each image made since. */
 #define GROWN_SAMPLES 32
+
+#define NOT_OURS "another program deleted it, and made one of its name"
 
 typedef virDomainCheckpoint Checkpoint;
 
@@ -165,6 +192,16 @@ static char *judge_disks(const BeTrustRecord *record, virDomainPtr domain, const
 
 /* ---- libvirt -------------------------------------------------------------------------- */
 
+gboolean be_trust_owns(virDomainPtr domain, const BeTrustRecord *record)
+{
+    g_autoptr(Checkpoint) known = virDomainCheckpointLookupByName(domain, record->name, 0);
+    char *xml = known ? virDomainCheckpointGetXMLDesc(known, 0) : NULL;
+    g_autoptr(BeXmlCheckpoint) parsed = xml ? be_xml_checkpoint_parse(xml, NULL) : NULL;
+
+    free(xml);
+    return !parsed || be_trust_made(record, parsed->description);
+}
+
 /*
  * libvirt would wait 30 s for the lock of a job that changes the machine.  A backup
  * lets others in (tried).
@@ -252,6 +289,9 @@ gboolean be_trust_check(Be *be G_GNUC_UNUSED, virDomainPtr domain, const BeXmlDo
     }
     if (!why && g_ascii_strcasecmp(record->domain_uuid, xml->uuid) != 0) {
         why = g_strdup("it belongs to another machine");
+    }
+    if (!why && !be_trust_owns(domain, record)) {
+        why = g_strdup(NOT_OURS);
     }
     if (!why) {
         why = judge_disks(record, domain, xml, active == 1);
@@ -373,20 +413,27 @@ static Return give_back(virDomainPtr domain, const BeXmlDomain *xml, const BeTru
     return NOT_NOW;
 }
 
+static void break_one(Be *be, BeTrustRecord *record, const char *reason)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!be_trust_break_one(be, record, reason, &error)) {
+        g_warning("%s", error->message);
+    }
+}
+
 /* Whether libvirt has it now. */
 static gboolean restore_one(Be *be, virDomainPtr domain, const BeXmlDomain *xml,
                             BeTrustRecord *record, const char *before, gboolean running)
 {
-    g_autoptr(GError) error = NULL;
     Return how;
 
     if (!record->xml || !record->taken || record->broken) {
         return FALSE;
     }
     how = give_back(domain, xml, record, before, running);
-    if (how == GONE
-        && !be_trust_break_one(be, record, "another program deleted it", &error)) {
-        g_warning("%s", error->message);
+    if (how == GONE) {
+        break_one(be, record, "another program deleted it");
     }
     return how == GIVEN_BACK;
 }
@@ -405,6 +452,8 @@ guint be_trust_restore(Be *be, virDomainPtr domain, const BeXmlDomain *xml)
         if (!known && restore_one(be, domain, xml, record, before, active == 1)) {
             restored++;
             known = TRUE;
+        } else if (known && !record->broken && !be_trust_owns(domain, record)) {
+            break_one(be, record, NOT_OURS);
         }
         before = known ? record->name : before;
     }

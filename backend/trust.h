@@ -34,7 +34,8 @@ typedef struct {
     char *path;
     char *identity;            /* what no other file has, not even one of the same name */
     char *content;             /* of one below the top: when it last changed; else NULL */
-    gboolean sealed;           /* nobody may change it: it has no bitmaps to be kept, either */
+    gboolean keeps_bitmaps;    /* one of these may be deleted: that is a change, too */
+    gboolean as_recorded;      /* be_trust_before_removal(); not on disk */
 } BeTrustImage;
 
 /**
@@ -150,9 +151,10 @@ gboolean be_trust_break(Be *be, const char *uuid, const char *reason, GError **e
 gboolean be_trust_break_one(Be *be, BeTrustRecord *record, const char *reason, GError **error);
 
 /**
- * be_trust_tidy: removes the records of machines that are gone together with their
- * images.  Those of a machine that is only not defined now stay: it may come back.
- * Query worker, after the inventory was read.
+ * be_trust_tidy: removes the records of machines that are gone, together with their
+ * images, and are 30 days old.  Those of a machine that is only not defined now stay,
+ * for it may come back, as may its storage: after a reboot, or on another host.
+ * Query worker, once, after the inventory was read.
  */
 void be_trust_tidy(Be *be);
 
@@ -173,6 +175,29 @@ BeTrustRecord *be_trust_find(Be *be, const char *uuid, const char *name);
  */
 BeTrustRecord *be_trust_parse(JsonObject *object);
 JsonObject *be_trust_format(const BeTrustRecord *record);
+
+/**
+ * be_trust_made: whether the checkpoint that has this description is the one of the
+ * record: another program may have deleted ours and made one of its name.  Pure.
+ * @description: (nullable)
+ */
+gboolean be_trust_made(const BeTrustRecord *record, const char *description);
+
+/**
+ * be_trust_owns: the same of the checkpoint that libvirt has now; TRUE if it has none.
+ */
+gboolean be_trust_owns(virDomainPtr domain, const BeTrustRecord *record);
+
+/**
+ * be_trust_before_removal: a checkpoint is about to be deleted, and with it its bitmap
+ * in images below the top, to which nobody else may write: looks at what they are.
+ * be_trust_after_removal: keeps what they are now, of those that were as recorded.
+ * Of checkpoints that another program deletes nobody knows: that is a write.
+ *
+ * Returns: (element BeTrustRecord): for be_trust_after_removal(), which frees it.
+ */
+GPtrArray *be_trust_before_removal(Be *be, const char *uuid);
+void be_trust_after_removal(Be *be, GPtrArray *records);
 
 /* ---- Checks ---------------------------------------------------------------------- */
 

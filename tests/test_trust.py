@@ -7,6 +7,7 @@ through the QEMU that has its disk, by QEMU's own monitor.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -147,7 +148,10 @@ class Chain:
 
     def forget(self) -> None:
         """All our checkpoints go, as a user lets them go."""
-        for name in self.guest.checkpoints():
+        for known in self.guest.domain.listAllCheckpoints():
+            if "by vmsnapfs" not in known.getXMLDesc():
+                continue
+            name = known.getName()
             checkpoint = self.path / "checkpoints" / name
             wait_for(checkpoint.exists, 5, f"{name} is shown")
             checkpoint.rmdir()
@@ -157,6 +161,14 @@ def forget_records(uuid: str) -> None:
     """Of a machine that is gone; its images are there, so it may come back."""
     for path in STATE.glob(f"*/checkpoints/{uuid}.*"):
         path.unlink()
+
+
+def forget_taken_names(chain: Chain) -> None:
+    """What has the name of one of ours goes, and our record of that with the next backup."""
+    for known in chain.guest.domain.listAllCheckpoints():
+        if "by vmsnapfs" not in known.getXMLDesc():
+            known.delete()
+            assert chain.backup("last") != "none"
 
 
 MakeChain = Callable[..., Chain]
@@ -260,6 +272,57 @@ def image_restored_with_its_bitmaps(chain: Chain) -> None:
     chain.start()
 
 
+def image_copied_while_it_ran(chain: Chain) -> None:
+    """A crash-consistent copy, put back into the same file: a storage snapshot does that."""
+    chain.restart()
+    image = chain.images["vda"]
+    then = image.with_suffix(".then")
+    chain.write("-P 3 1M 64k")
+    chain.monitor("flush")
+    sh(["cp", "--sparse=always", str(image), str(then)])
+    chain.write("-P 4 8M 1M")
+    chain.stop()
+    sh(f"cat '{then}' > '{image}'")
+    chain.start()
+
+
+def written_by_a_program_without_bitmaps(chain: Chain) -> None:
+    """It clears the bit that says that they are right: what is in them stays."""
+    chain.stop()
+    chain.write_off("-P 3 1M 64k", chain.images["vda"])
+    with chain.images["vda"].open("r+b") as file:
+        file.seek(88)
+        autoclear = int.from_bytes(file.read(8), "big")
+        assert autoclear & 1
+        file.seek(88)
+        file.write((autoclear & ~1).to_bytes(8, "big"))
+    chain.start()
+
+
+def shrunk_and_grown_live(chain: Chain) -> None:
+    """The same size, and a clean bitmap: only what was the last data is not there."""
+    chain.guest.domain.blockResize("vda", 8 * MIB // 1024)
+    chain.guest.domain.blockResize("vda", SIZE // 1024)
+
+
+def shrunk_and_grown_off(chain: Chain) -> None:
+    chain.stop()
+    image = str(chain.images["vda"])
+    sh(["qemu-img", "resize", "-f", "qcow2", "--shrink", image, str(8 * MIB + 512 * 1024)])
+    sh(["qemu-img", "resize", "-f", "qcow2", image, str(SIZE)])
+    chain.start()
+    chain.write("-P 3 1M 64k")
+
+
+def bitmap_of_an_overlay_removed(chain: Chain) -> None:
+    """A gap: the image below still has it."""
+    overlay = chain.snapshot("one")
+    chain.write("-P 3 1M 64k")
+    chain.stop()
+    sh(["qemu-img", "bitmap", "--remove", str(overlay), "a"])
+    chain.start()
+
+
 def resized_live(chain: Chain) -> None:
     chain.guest.domain.blockResize("vda", (SIZE + 16 * MIB) // 1024)
     chain.write(f"-P 3 {SIZE} 64k")
@@ -330,6 +393,14 @@ def checkpoint_deleted(chain: Chain) -> None:
     chain.write("-P 3 1M 64k")
 
 
+def checkpoint_made_again_by_another_program(chain: Chain) -> None:
+    """libvirt and QEMU have nothing to say against that one; our copy is of another day."""
+    chain.write("-P 3 1M 64k")
+    chain.guest.domain.checkpointLookupByName("a").delete(0)
+    chain.guest.domain.checkpointCreateXML(
+        "<domaincheckpoint><name>a</name><description>theirs</description></domaincheckpoint>")
+
+
 def committed_without_bitmaps(chain: Chain) -> None:
     """The overlay of a later day merged by qemu-img: its bitmaps are gone."""
     overlay = chain.snapshot("one")
@@ -351,6 +422,11 @@ SABOTAGES = {
     qemu_killed: "bitmap 'a'",
     image_replaced: "none of its images",
     image_restored_with_its_bitmaps: "none of its images",
+    image_copied_while_it_ran: "bitmap 'a'",
+    written_by_a_program_without_bitmaps: "bitmap 'a'",
+    shrunk_and_grown_live: "nothing changed there",
+    shrunk_and_grown_off: "nothing changed there",
+    bitmap_of_an_overlay_removed: "bitmap 'a'",
     resized_live: "resized",
     resized_off: "resized",
     overlay_made_by_qemu_img: "bitmap 'a'",
@@ -359,6 +435,7 @@ SABOTAGES = {
     bitmap_of_an_overlay_disabled_for_a_while: "image made since",
     copied_to_another_image: "none of its images",
     checkpoint_deleted: "another program deleted it",
+    checkpoint_made_again_by_another_program: "deleted it, and made one of its name",
     committed_without_bitmaps: "bitmap 'a'",
 }
 
@@ -370,6 +447,25 @@ def test_broken_chain_is_refused(chain: Chain, sabotage: Callable[[Chain], None]
     # And the new chain is as good as any.
     chain.write("-P 9 2M 64k")
     chain.assert_goes_on("later", "after")
+    forget_taken_names(chain)
+
+
+def test_what_took_the_name_of_ours_is_left_alone(chain: Chain) -> None:
+    checkpoint_made_again_by_another_program(chain)
+    for refused in ((chain.path / "checkpoints/a").rmdir,
+                    lambda: command(chain.path / "checkpoints/a", "delete metadata")):
+        with raises_errno(errno.EPERM):
+            refused()
+        assert "made by another program" in last_failure(chain.path).text
+    with raises_errno(errno.EEXIST):
+        (chain.path / "backups/a").mkdir()
+    assert chain.backup("b") == "none"
+    assert chain.backup("a", "checkpoint=c") == "b"
+    ask(chain, "prune keep-last=1")
+    theirs = chain.guest.domain.checkpointLookupByName("a")
+    assert "<description>theirs</description>" in theirs.getXMLDesc()
+    assert chain.guest.checkpoints() == ["a", "c"]
+    theirs.delete()
 
 
 def test_valid_says_why(chain: Chain) -> None:
@@ -405,6 +501,50 @@ def test_rollback_of_the_storage_to_an_older_checkpoint_of_that_name(chain: Chai
     chain.start()
     assert chain.valid("a") == "yes"
     chain.assert_refused("a", "nothing changed there")
+
+
+def test_rollback_of_the_storage_to_between_two_checkpoints(chain: Chain) -> None:
+    """What stands in the bitmap of the older one is right, with the disk that came back."""
+    image = chain.images["vda"]
+    chain.write("-P 3 1M 64k")
+    chain.stop()
+    then = image.with_suffix(".then")
+    sh(["cp", "--sparse=always", str(image), str(then)])
+    chain.start()
+    chain.write("-P 4 8M 1M")
+    assert chain.backup("b") == "a"
+    chain.write("-P 5 12M 1M")
+    chain.stop()
+    sh(f"cat '{then}' > '{image}'")
+    chain.start()
+    with raises_errno(errno.EUCLEAN):
+        command(chain.path, "backup never since=b")
+    chain.write("-P 6 16M 1M")
+    chain.assert_goes_on("c", "a")
+
+
+def test_backing_file_with_bitmaps_written_by_another_tool(chain: Chain) -> None:
+    """Recorded in the bitmaps of older checkpoints, which are there; newer ones are not."""
+    chain.write("-P 3 1M 64k")
+    chain.assert_goes_on("b", "a")
+    chain.snapshot("one")
+    chain.write("-P 4 2M 64k")
+    chain.assert_goes_on("c", "b")
+    chain.restart()
+    chain.write("-P 5 3M 64k")
+    chain.assert_goes_on("d", "c")
+    # A checkpoint that is deleted changes that file, too.
+    (chain.path / "checkpoints/a").rmdir()
+    chain.write("-P 6 4M 64k")
+    chain.assert_goes_on("e", "d")
+    chain.stop()
+    chain.write_off("-P 7 20M 64k", chain.images["vda"])
+    chain.start()
+    for name in ("c", "d", "e"):
+        with raises_errno(errno.EUCLEAN):
+            command(chain.path, f"backup never since={name}")
+        assert "vda.qcow2' was written to" in last_failure(chain.path).text
+    chain.assert_goes_on("f", "b")
 
 
 def test_raw_backing_file_written_by_another_tool(make_chain: MakeChain, mnt: Mount,
@@ -486,6 +626,48 @@ def test_write_of_qemu_io_while_off_is_recorded(chain: Chain) -> None:
     chain.stop()
     chain.write_off("-P 3 1M 64k", chain.images["vda"])
     chain.start()
+    chain.assert_goes_on("b", "a")
+
+
+def test_internal_snapshot_by_qemu_img(chain: Chain) -> None:
+    """Made it does no harm; back to it QEMU does not go while there are bitmaps."""
+    image = str(chain.images["vda"])
+    chain.stop()
+    sh(["qemu-img", "snapshot", "-c", "then", image])
+    chain.write_off("-P 3 8M 1M", chain.images["vda"])
+    done = sh(["qemu-img", "snapshot", "-a", "then", image], check=False)
+    assert done.returncode != 0 and "active dirty bitmaps" in done.stderr
+    chain.start()
+    chain.assert_goes_on("b", "a")
+    chain.stop()
+    sh(["qemu-img", "snapshot", "-d", "then", image])
+    chain.start()
+    chain.assert_goes_on("c", "b")
+
+
+def test_internal_revert_by_virsh(chain: Chain) -> None:
+    """QEMU refuses and dies; libvirt calls it the machine's revert."""
+    chain.guest.domain.snapshotCreateXML(
+        "<domainsnapshot><name>then</name><memory snapshot='internal'/></domainsnapshot>", 0)
+    chain.write("-P 3 8M 1M")
+    with contextlib.suppress(libvirt.libvirtError):
+        chain.guest.domain.revertToSnapshot(
+            chain.guest.domain.snapshotLookupByName("then"),
+            libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_FORCE | libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED)
+    wait_for(chain.guest.is_off, 20, "off")
+    chain.guest.domain.snapshotLookupByName("then").delete(
+        libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+    chain.start()
+    assert chain.backup("b") in ("a", "none")        # and right, as backup() has compared
+
+
+def test_managed_save(chain: Chain) -> None:
+    chain.write("-P 3 1M 64k")
+    chain.guest.domain.managedSave()
+    wait_for(chain.guest.is_off, 20, "off")
+    chain.write_off("-P 4 2M 64k", chain.images["vda"])
+    chain.start()
+    chain.write("-P 5 3M 64k")
     chain.assert_goes_on("b", "a")
 
 
