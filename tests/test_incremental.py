@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import fsutil
-from bed import MIB, Disk, Guest, Mount, raises_errno, sh, wait_for
+from bed import Disk, Guest, Mount, raises_errno, sh, wait_for
 from fsutil import failures, last_failure
 from test_checkpoints import bitmaps, names, records, text, virsh_create
 from test_recovery import STATE, remount
@@ -115,25 +115,6 @@ def scribble(guest: Guest, day: int) -> None:
 
 
 ### Chains
-
-def test_schedule_of_two_disks(make_guest, auto: Mount, tmp_path: Path) -> None:
-    guest = make_guest(Disk("vda"), Disk("vdb"))
-    chain = Chain(auto, guest, tmp_path / "keep")
-    schedule = [("d0", "since=none", "none"), ("d1", "", "d0"), ("d2", "", "d1"),
-                ("d3", "since=d0", "d0"), ("d4", "since=latest", "d3"), ("d5", "", "d4"),
-                ("d6", "since=d3", "d3")]
-    for day, (name, options, since) in enumerate(schedule):
-        scribble(guest, day + 2)
-        said = chain.take(name, options)
-        assert said == {"since": since, "checkpoint": name, "chain": "default"}
-        for target in ("vda", "vdb"):
-            assert chain.backing(name, target) == (
-                None if since == "none" else f"../{since}/{target}.qcow2")
-    for name, _, _ in schedule:
-        chain.verify(name)
-    assert guest.checkpoints() == [name for name, _, _ in schedule]
-    assert not failures(chain.backups.parent)
-
 
 def test_raw_disk_is_full_each_time(clean: Guest, chain: Chain) -> None:            # row 71
     chain.take("mon")
