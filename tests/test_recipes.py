@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""contrib/recipes: three days of backups of a running guest, each day restored to the byte."""
+"""contrib/recipes: a week of backups of a running guest, each day restored to the byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from test_incremental import forget  # an autouse fixture
 __all__ = ["forget"]
 
 RECIPES = REPO / "contrib" / "recipes"
-DAYS = ("2026-11-01", "2026-11-02", "2026-11-03")
+DAYS = tuple(f"2026-11-{day:02}" for day in range(1, 8))
 SIZE = 64 * MIB
 
 
@@ -43,7 +43,7 @@ def reference(guest: Guest, path: Path) -> Path:
     return path
 
 
-def three_days(guest: Guest, store: Path, back_up: Callable[[str], None]) -> list[Path]:
+def a_week(guest: Guest, store: Path, back_up: Callable[[str], None]) -> list[Path]:
     """Writes, backs up, and keeps what the disk was at that moment."""
     days = []
     for number, day in enumerate(DAYS):
@@ -78,8 +78,8 @@ def backups(host: Mount, guest: Guest) -> Path:
 
 
 def test_increments(host: Mount, web: Guest, store: Path) -> None:
-    days = three_days(web, store,
-                      lambda day: recipe("increments", backups(host, web), store / "web", day))
+    days = a_week(web, store,
+                  lambda day: recipe("increments", backups(host, web), store / "web", day))
     for day, wanted in zip(DAYS, days, strict=True):
         folder = store / "web" / day
         assert (folder / "domain.xml").exists() and (folder / "initrd").exists()
@@ -118,8 +118,8 @@ def test_increment_that_fails_is_not_taken(host: Mount, web: Guest, store: Path)
 
 
 def test_rsync_history(host: Mount, web: Guest, store: Path) -> None:
-    days = three_days(web, store,
-                      lambda day: recipe("rsync-history", backups(host, web), store / "web", day))
+    days = a_week(web, store,
+                  lambda day: recipe("rsync-history", backups(host, web), store / "web", day))
     for day, wanted in zip(DAYS, days, strict=True):
         assert (store / "web" / day / "domain.xml").exists()
         assert_same(store / "web" / day / "disks" / "vda.raw", wanted, "raw")
@@ -131,7 +131,7 @@ def test_tar_stream(host: Mount, web: Guest, store: Path) -> None:
             subprocess.run([RECIPES / "tar-stream", backups(host, web), day], stdout=archive,
                            check=True, timeout=120)
 
-    days = three_days(web, store, back_up)
+    days = a_week(web, store, back_up)
     for day, wanted in zip(DAYS, days, strict=True):
         assert (store / f"{day}.tar").stat().st_size < SIZE // 2
         sh(["tar", "-C", str(store), "-xSf", str(store / f"{day}.tar")])
@@ -142,8 +142,8 @@ def test_restic(host: Mount, web: Guest, store: Path) -> None:
     env = {"RESTIC_REPOSITORY": str(store / "repo"), "RESTIC_PASSWORD": "secret",
            "RESTIC_CACHE_DIR": str(store / "cache")}
     sh(["restic", "init", "--quiet"], env=os.environ | env)
-    days = three_days(web, store,
-                      lambda day: recipe("restic", backups(host, web), day, env=env))
+    days = a_week(web, store,
+                  lambda day: recipe("restic", backups(host, web), day, env=env))
     for day, wanted in zip(DAYS, days, strict=True):
         sh(["restic", "restore", "latest", "--tag", day, "--host", web.name, "--target",
             str(store / day)], env=os.environ | env)
@@ -156,7 +156,7 @@ def test_borg(host: Mount, web: Guest, store: Path) -> None:
     env = {"BORG_REPO": str(store / "repo"), "BORG_PASSPHRASE": "secret",
            "BORG_BASE_DIR": str(store / "home")}
     sh(["borg", "init", "--encryption=repokey"], env=os.environ | env)
-    days = three_days(web, store, lambda day: recipe("borg", backups(host, web), day, env=env))
+    days = a_week(web, store, lambda day: recipe("borg", backups(host, web), day, env=env))
     for day, wanted in zip(DAYS, days, strict=True):
         place = store / day
         place.mkdir()
