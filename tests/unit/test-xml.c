@@ -135,7 +135,8 @@ static void test_host_devices(void)
 
     for (gsize i = 0; i < G_N_ELEMENTS(types); i++) {
         g_autofree char *text = g_strdup_printf(
-            "<domain><name>a</name><uuid>u</uuid><devices><%s/></devices></domain>", types[i]);
+            "<domain type='kvm'><name>a</name><uuid>u</uuid><devices><%s/></devices></domain>",
+            types[i]);
         g_autoptr(BeXmlDomain) domain = be_xml_domain_parse(text, NULL);
 
         g_assert_cmpint(domain->has_hostdevs, ==, i < 3);
