@@ -189,7 +189,7 @@ static gboolean refuse_waiting(gpointer data)
 void fs_loop(Fs *fs, void (*ready)(gpointer user), gpointer user)
 {
     fs->timer_thread = g_thread_new("fs-timer", timer_main, fs);
-    fs->workers = fs_workers_start(fs, ready, user);
+    fs_workers_start(fs, ready, user);
     g_mutex_lock(&fs->exit_lock);
     while (!g_atomic_int_get(&fs->exiting)) {
         g_cond_wait(&fs->exit_cond, &fs->exit_lock);

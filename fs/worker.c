@@ -5,9 +5,8 @@
  * One of them at a time waits at the device, and serves itself what it got; another
  * one is woken only when there is more: then, while it waits for a server or a disk
  * (be_thread_on_wait()), or when it takes too long.  If all of them waited at the
- * device, the kernel would wake each in its turn, and a caller who reads one block
- * after the other would pay for a cold thread on another processor each time: 17,000
- * instead of 48,000 random reads a second (contrib/bench/RESULTS.md).
+ * device, the kernel would wake each in its turn for a caller who reads one block after
+ * the other.  What was measured, contrib/bench/RESULTS.md says.
  *
  * `lock` guards whose turn it is, and is held for a few instructions.
  */
@@ -94,16 +93,19 @@ static void give_turn(FsWorkers *all)
     g_mutex_unlock(&all->lock);
 }
 
-/* The caller waits for a server or a disk, and there is more to do. */
-static void let_another_work(gpointer data)
+void fs_workers_another(FsWorkers *all)
 {
-    FsWorkers *all = data;
-
     g_mutex_lock(&all->lock);
     if (!all->at_device) {
         g_cond_signal(&all->turn);
     }
     g_mutex_unlock(&all->lock);
+}
+
+/* The caller waits for a server or a disk, and there is more to do. */
+static void let_another_work(gpointer all)
+{
+    fs_workers_another(all);
 }
 
 static void wake_all(FsWorkers *all)
@@ -178,7 +180,7 @@ static void join_worker(Worker *worker)
     g_thread_join(worker->thread);
 }
 
-FsWorkers *fs_workers_start(Fs *fs, void (*ready)(gpointer user), gpointer user)
+void fs_workers_start(Fs *fs, void (*ready)(gpointer user), gpointer user)
 {
     struct sigaction action = {.sa_handler = woken};
     FsWorkers *all = g_new0(FsWorkers, 1);
@@ -189,6 +191,7 @@ FsWorkers *fs_workers_start(Fs *fs, void (*ready)(gpointer user), gpointer user)
     all->user = user;
     g_mutex_init(&all->lock);
     g_cond_init(&all->turn);
+    fs->workers = all;
     for (guint i = 0; i < WORKERS; i++) {
         Worker *worker = &all->worker[i];
         g_autofree char *name = g_strdup_printf("fuse-%u", i);
@@ -200,7 +203,6 @@ FsWorkers *fs_workers_start(Fs *fs, void (*ready)(gpointer user), gpointer user)
             g_thread_yield();
         }
     }
-    return all;
 }
 
 void fs_workers_stop(FsWorkers *all)

@@ -7,10 +7,16 @@
 #include "fs/private.h"
 
 /**
- * fs_workers_start: the session is mounted.
+ * fs_workers_start: the session is mounted.  Sets fs->workers.
  * @ready: called once, on one of them, when the kernel can use the mount; may be NULL
  */
-FsWorkers *fs_workers_start(Fs *fs, void (*ready)(gpointer user), gpointer user);
+void fs_workers_start(Fs *fs, void (*ready)(gpointer user), gpointer user);
+
+/**
+ * fs_workers_another: the worker that calls it will be at its request for longer, so
+ * another one shall take the next.  Never blocks.
+ */
+void fs_workers_another(FsWorkers *all);
 
 /**
  * fs_workers_stop: ends them, after fs->over was set, and frees @all.  Waits for what
