@@ -2,8 +2,9 @@
 """Random sequences of all that can be done with snapshots, against a model of the disk.
 
 After each step the machine's bytes and the image of every snapshot hold what the model
-says, no image is there that nothing needs, and libvirt's tree is the model's.  MODEL_STEPS
-and MODEL_SEED choose a longer walk or another one; a failure prints both.
+says, no image is there that nothing needs, and libvirt's tree is the model's.  With
+backups between the steps the copy of each, on those that it stands on, holds what the disk
+held.  MODEL_STEPS and MODEL_SEED choose a longer walk or another one; a failure prints both.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import libvirt
 import pytest
@@ -70,7 +73,10 @@ class Walk:
 
     def __init__(self, guest: Bare, mnt: Mount, seed: int) -> None:
         self.guest = guest
-        self.here = mnt.domains / guest.name / "snapshots"
+        self.there = mnt.domains / guest.name
+        self.here = self.there / "snapshots"
+        self.actions = ([self.write] * 5 + [self.snapshot] * 4 + [self.revert] * 4
+                        + [self.delete] * 3 + [self.commit, self.start, self.start, self.stop])
         self.random = random.Random(seed)
         self.model = Model()
         self.log: list[str] = []
@@ -98,7 +104,10 @@ class Walk:
         name = self.model.name()
         memory = self.model.state != libvirt.VIR_DOMAIN_SHUTOFF and self.random.random() < 0.4
         self.log.append(f"snapshot {name} memory={memory}")
-        self.guest.snapshot(name, memory=memory)
+        if self.guest.checkpoints() and self.model.state == libvirt.VIR_DOMAIN_SHUTOFF:
+            (self.here / name).mkdir()      # libvirt 9.0 refuses
+        else:
+            self.guest.snapshot(name, memory=memory)
         self.model.keep(name, self.model.state if memory else libvirt.VIR_DOMAIN_SHUTOFF)
         self.model.current = name
 
@@ -129,9 +138,23 @@ class Walk:
             return
         line = self.random.choice(["delete", "delete", "delete", "delete children"])
         self.log.append(f"{name}: {line}")
-        command(self.here / name, line)
+        self.merge(name, line)
         for gone in [*(self.model.below(name) if "children" in line else []), name]:
             self.model.forget(gone)
+
+    def merge(self, name: str, line: str) -> None:
+        """QEMU writes to no disk of a paused machine whose memory was saved."""
+        try:
+            command(self.here / name, line)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            assert self.model.state == libvirt.VIR_DOMAIN_PAUSED
+            assert "until it is resumed" in last_failure(self.here / name).text
+            self.log.append("resume")
+            self.guest.resume()
+            self.model.state = libvirt.VIR_DOMAIN_RUNNING
+            command(self.here / name, line)
 
     def commit(self) -> None:
         name = self.model.current
@@ -139,7 +162,7 @@ class Walk:
             return
         self.log.append(f"{name}: commit")
         try:
-            command(self.here / name, "commit")
+            self.merge(name, "commit")
         except OSError as error:
             assert error.errno == errno.EINVAL, last_failure(self.here / name)
             assert "does not go on from" in last_failure(self.here / name).text
@@ -172,11 +195,30 @@ class Walk:
         assert files == {f for f in needed(guest) if not f.endswith(".mem")}
 
     def run(self, steps: int) -> None:
-        actions = ([self.write] * 5 + [self.snapshot] * 4 + [self.revert] * 4 + [self.delete] * 3
-                   + [self.commit, self.start, self.start, self.stop])
         for _ in range(steps):
-            self.random.choice(actions)()
+            self.random.choice(self.actions)()
             self.check()
+
+
+class BackupWalk(Walk):
+    """The same, and backups of the disk, each since the last where that can be."""
+
+    def __init__(self, guest: Bare, mnt: Mount, seed: int, copies: Path) -> None:
+        super().__init__(guest, mnt, seed)
+        self.actions += [self.backup] * 5
+        self.copies = copies
+        self.increments = 0
+
+    def backup(self) -> None:
+        name = self.model.name()
+        backup = self.there / "backups" / name
+        backup.mkdir()
+        since = (backup / "since").read_text().strip()
+        self.log.append(f"backup {name} since {since}")
+        shutil.copytree(backup / "incremental", self.copies / name)
+        backup.rmdir()
+        self.increments += since != "none"
+        assert image_blocks(self.copies / name / "vda.qcow2") == self.model.blocks
 
 
 @pytest.fixture
@@ -187,16 +229,34 @@ def walker(leftovers: None) -> Iterator[Bare]:
     guest.undefine()
 
 
-def test_random_walk(walker: Bare, mnt: Mount) -> None:
-    walk = Walk(walker, mnt, SEED)
+def walk_and_tidy(walk: Walk, steps: int, tidy: Callable[[], None]) -> None:
+    guest = walk.guest
     try:
-        walk.run(STEPS)
+        walk.run(steps)
         for name in list(walk.model.snapshots):
             command(walk.here / name, "delete")
-        assert walker.blocks() == walk.model.blocks
-        assert walker.files() == {"vda.qcow2"}
+        assert guest.blocks() == walk.model.blocks
+        tidy()
+        assert guest.files() == {"vda.qcow2"}
         wait_for(no_records, 60, "no records")
     except BaseException:
         print(f"MODEL_SEED={SEED} MODEL_STEPS={STEPS}, after {len(walk.log)} lines:")
         print("\n".join(walk.log))
         raise
+
+
+def test_random_walk(walker: Bare, mnt: Mount) -> None:
+    walk_and_tidy(Walk(walker, mnt, SEED), STEPS, lambda: None)
+
+
+def test_random_walk_with_backups(walker: Bare, mount, tmp_path: Path) -> None:
+    mnt = mount("qemu:///system", "checkpoint=auto")
+    walk = BackupWalk(walker, mnt, SEED, tmp_path)
+
+    def tidy() -> None:
+        for checkpoint in list(os.scandir(walk.there / "checkpoints")):
+            if checkpoint.is_dir(follow_symlinks=False):
+                os.rmdir(checkpoint.path)
+        assert walk.increments > STEPS // 100
+
+    walk_and_tidy(walk, STEPS // 3, tidy)
