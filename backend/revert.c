@@ -120,6 +120,9 @@ static gboolean run_native(gpointer work, GError **error)
         be_error_from_libvirt(error, what);
     }
     virDomainSnapshotFree(snapshot);
+    if (reverted == 0 && virDomainHasManagedSaveImage(plan->domain, 0) > 0) {
+        (void)virDomainManagedSaveRemove(plan->domain, 0);
+    }
     if (reverted == 0 && wants == BE_REVERT_OFF && virDomainIsActive(plan->domain) == 1
         && virDomainDestroy(plan->domain) < 0) {
         be_error_from_libvirt(error, "the snapshot is back, but the domain cannot be turned off");
@@ -271,7 +274,6 @@ gboolean revert_external(RevertPlan *plan, GError **error)
 
 /* ---- The action --------------------------------------------------------------------------- */
 
-/* libvirt has no way to keep what an external revert leaves. */
 static gboolean libvirt_can(RevertPlan *plan, gboolean *ret_can, GError **error)
 {
     g_autoptr(BeVirConnect) conn = be_conn_get(plan->be->action_conn, error);
@@ -287,8 +289,49 @@ static gboolean libvirt_can(RevertPlan *plan, gboolean *ret_can, GError **error)
     }
     good = be_xml_capabilities_parse(text, &capabilities, error);
     free(text);
-    *ret_can = capabilities.external_snapshot && !plan->keep;
+    *ret_can = capabilities.external_snapshot;
     return good;
+}
+
+/*
+ * libvirt stops a machine before it knows whether the snapshot's state comes back, so it
+ * never does it for one that runs; and it has no way to keep what is left.  It then
+ * unlinks the overlays that the current snapshot has in <disks>, and needs one to be
+ * current (11.3: qemuSnapshotRevertExternalFinish()); after a revert of ours those are
+ * not always what the machine leaves.
+ */
+static gboolean libvirt_should(const RevertPlan *plan)
+{
+    const BeTreeSnapshot *current = be_tree_current(plan->tree);
+
+    if (plan->keep || plan->was_active || !current || current->has_inner) {
+        return FALSE;
+    }
+    for (guint i = 0; i < current->disks->len; i++) {
+        const BeTreeDisk *disk = g_ptr_array_index(current->disks, i);
+
+        if (!disk->overlay
+            || be_tree_image(plan->tree, disk->overlay) != be_tree_top(plan->tree, disk->target)) {
+            return FALSE;
+        }
+    }
+    return current->disks->len > 0;
+}
+
+/* Where libvirt fails and the machine is off still, nothing has changed: we do it. */
+static gboolean revert_either_way(RevertPlan *plan, GError **error)
+{
+    g_autoptr(GError) refusal = NULL;
+
+    if (be_steps_run("revert-native", native_steps, plan, plan->job, &refusal)) {
+        return TRUE;
+    }
+    if (refusal->code == ECANCELED || virDomainIsActive(plan->domain) != 0) {
+        g_propagate_error(error, g_steal_pointer(&refusal));
+        return FALSE;
+    }
+    g_info("%s; it is done without", refusal->message);
+    return revert_external(plan, error);
 }
 
 static gboolean run_revert(Be *be, BeJob *job, gpointer data, GError **error)
@@ -301,10 +344,11 @@ static gboolean run_revert(Be *be, BeJob *job, gpointer data, GError **error)
     if (!plan->domain || !libvirt_can(plan, &by_libvirt, error) || !revert_check(plan, error)) {
         return FALSE;
     }
-    if (plan->snapshot->has_inner || by_libvirt) {
+    if (plan->snapshot->has_inner) {
         good = be_steps_run("revert-native", native_steps, plan, job, error);
     } else {
-        good = revert_external(plan, error);
+        good = by_libvirt && libvirt_should(plan) ? revert_either_way(plan, error)
+                                                  : revert_external(plan, error);
     }
     (void)be_objects_read(be, BE_SNAPSHOTS, plan->uuid, NULL);
     (void)be_inventory_read(be, NULL);
