@@ -210,8 +210,8 @@ void delete_record_end(DeletePlan *plan, gboolean good)
 
     if (half || is_half_switched(plan)) {
         delete_record_give_up(plan);
-    } else if (plan->recorded) {
-        be_record_remove(plan->be, KIND, plan->uuid);
+    } else if (plan->recorded || good) {
+        be_record_remove(plan->be, KIND, plan->uuid);   /* that of an earlier attempt, too */
     }
     plan->recorded = FALSE;
 }
@@ -249,9 +249,6 @@ static gboolean recover(DeletePlan *plan, const char *name, GError **error)
            && be_change_nothing_runs(plan->be, plan->domain, plan->uuid, error)
            && delete_one(plan, name, error);
     good = delete_let_go(plan, good ? error : NULL) && good;
-    if (good) {
-        plan->recorded = TRUE; /* that of the process before, too */
-    }
     delete_record_end(plan, good);
     be_readings_go_on(plan->be, plan->uuid);
     return good;
