@@ -188,7 +188,9 @@ static gboolean delete_inner(DeletePlan *plan, const BeTree *tree, const BeTreeS
             return FALSE;
         }
     }
-    return forget(plan, snapshot->xml->name, error);
+    /* An image that a revert has left for what was in it. */
+    return forget(plan, snapshot->xml->name, error)
+           && be_change_prune(plan->be, plan->domain, plan->uuid, paths, error);
 }
 
 /* ---- An external one ---- */
