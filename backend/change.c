@@ -309,23 +309,11 @@ static gboolean may_go(Be *be, const char *uuid, const BeTree *tree, const BeTre
                || be_change_remembers(be, uuid, image->path));
 }
 
-/*
- * An image that was dropped is still a file on the disk, but no part of the tree
- * that the XML shows.  So the candidates are put into it.
- */
-static BeTreeImage *add_candidate(BeTree *tree, const char *path)
+static BeTreeImage *add_image(BeTree *tree, const BeImage *seen, BeTreeImage *parent)
 {
-    g_autoptr(GPtrArray) chain = be_image_chain_inspect(path, "qcow2", NULL);
-    const BeImage *seen = chain && chain->len > 1 ? g_ptr_array_index(chain, 0) : NULL;
-    const BeImage *below = seen ? g_ptr_array_index(chain, 1) : NULL;
-    BeTreeImage *parent = below ? be_tree_image(tree, below->path) : NULL;
-    BeTreeImage *image;
+    BeTreeImage *image = g_new0(BeTreeImage, 1);
 
-    if (!parent) {
-        return NULL;
-    }
-    image = g_new0(BeTreeImage, 1);
-    image->path = g_strdup(path);
+    image->path = g_strdup(seen->path);
     image->format = "qcow2";
     image->dev = seen->dev;
     image->ino = seen->ino;
@@ -335,6 +323,27 @@ static BeTreeImage *add_candidate(BeTree *tree, const char *path)
     g_ptr_array_add(parent->children, image);
     g_ptr_array_add(tree->images, image);
     return image;
+}
+
+/*
+ * An image that was dropped is still a file on the disk, but no part of the tree that
+ * the XML shows; nor is what it stands on, where that was the base of nothing else.  So
+ * the candidates are put into it, with all that is between them and the tree.
+ */
+static void add_candidate(BeTree *tree, const char *path)
+{
+    g_autoptr(GPtrArray) chain = be_image_chain_inspect(path, "qcow2", NULL);
+    BeTreeImage *parent = NULL;
+    guint level = 0;
+
+    while (chain && level < chain->len && !parent) {
+        const BeImage *seen = g_ptr_array_index(chain, level++);
+
+        parent = be_tree_image(tree, seen->path);
+    }
+    for (level = parent ? level - 1 : 0; level > 0; level--) {
+        parent = add_image(tree, g_ptr_array_index(chain, level - 1), parent);
+    }
 }
 
 /* Returns: whether it is gone, or need not go. */
@@ -437,11 +446,17 @@ gboolean be_change_prune(Be *be, virDomainPtr domain, const char *uuid, const GP
                     tree->unreadable);
         return FALSE;
     }
-    for (guint i = 0; good && i < paths->len; i++) {
+    /* All of them first: one may stand on another. */
+    for (guint i = 0; i < paths->len; i++) {
         const char *path = g_ptr_array_index(paths, i);
-        BeTreeImage *image = be_tree_image(tree, path);
 
-        image = image ? image : add_candidate(tree, path);
+        if (!be_tree_image(tree, path)) {
+            add_candidate(tree, path);
+        }
+    }
+    for (guint i = 0; good && i < paths->len; i++) {
+        BeTreeImage *image = be_tree_image(tree, g_ptr_array_index(paths, i));
+
         good = drop_upwards(be, conn, uuid, tree, image, error);
     }
     for (guint i = 0; good && i < tree->snapshots->len; i++) {

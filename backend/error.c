@@ -30,6 +30,9 @@ static const ErrorRow error_rows[] = {
     {VIR_ERR_INTERNAL_ERROR, "Block node is read-only", EBUSY,
      "the memory of the paused machine was saved, and its disks are not written to until it "
      "is resumed"},
+    {VIR_ERR_INTERNAL_ERROR, "paused due to previous migration", EBUSY,
+     "the memory of the paused machine was saved, and it can be saved again only when it was "
+     "resumed"},
     {VIR_ERR_INTERNAL_ERROR, "client socket is closed", EHOSTUNREACH, NULL},
     {VIR_ERR_NO_MEMORY, NULL, ENOMEM, NULL},
     {VIR_ERR_OVERFLOW, NULL, EOVERFLOW, NULL},

@@ -177,6 +177,22 @@ def test_bitmaps_stay_right_when_off(bare: Bare, mnt: Mount) -> None:  # noqa: F
     assert [r for r in ranges if r[2] == 1] == [[0, 2 * 65536, 1]]
 
 
+def test_children_on_an_image_of_no_snapshot(bare: Bare, mnt: Mount) -> None:  # noqa: F811
+    """The image that several branches stood on goes with the last of them."""
+    bare.start()
+    bare.snapshot("a")
+    bare.snapshot("b")
+    revert(mnt, bare, "b", "running", "keep=k1")
+    revert(mnt, bare, "b", "running", "keep=k2")
+    command(snapshots(mnt, bare) / "b", "delete")
+    revert(mnt, bare, "a", "running")
+    bare.write(1, 1)
+    command(snapshots(mnt, bare) / "a", "delete children")
+    assert bare.snapshots() == []
+    assert bare.files() == needed(bare)
+    assert bare.blocks() == blocks(b1=1)
+
+
 ### Branches
 
 @pytest.mark.parametrize("active", [True, False])
