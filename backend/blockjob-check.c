@@ -13,6 +13,7 @@
 
 #include "backend/blockjob.h"
 #include "backend/error.h"
+#include "backend/foreign-job.h"
 #include "backend/image.h"
 #include "backend/paused.h"
 
@@ -21,7 +22,6 @@
 static gboolean is_free(BlockJob *block, GError **error)
 {
     g_autofree char *held = be_paused_held(block->be, block->uuid);
-    virDomainJobInfo info;
 
     if (held) {
         g_set_error_literal(error, BE_ERROR, EBUSY, held);
@@ -31,17 +31,7 @@ static gboolean is_free(BlockJob *block, GError **error)
         g_set_error(error, BE_ERROR, EINVAL, "the domain is not running");
         return FALSE;
     }
-    if (virDomainGetJobInfo(block->domain, &info) < 0) {
-        be_error_from_libvirt(error, "cannot ask for the domain's job");
-        return FALSE;
-    }
-    if (info.type != VIR_DOMAIN_JOB_NONE) {
-        g_set_error(error, BE_ERROR, EBUSY,
-                    "a job of another program runs on this domain since %llu s (virsh domjobinfo)",
-                    info.timeElapsed / 1000);
-        return FALSE;
-    }
-    return TRUE;
+    return be_domain_is_idle(block->domain, NULL, error);
 }
 
 static gboolean level_is_plain(const BeXmlLevel *level)

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "backend/error.h"
+#include "backend/foreign-job.h"
 #include "backend/freeze.h"
 #include "backend/job.h"
 #include "backend/paused.h"
@@ -153,17 +154,9 @@ static gboolean call_save(gpointer data, GError **error)
 
 static gboolean may_save(virDomainPtr domain, const Memory *memory, GError **error)
 {
-    virDomainJobInfo info;
     struct stat attr;
 
-    if (virDomainGetJobInfo(domain, &info) < 0) {
-        be_error_from_libvirt(error, "cannot ask for the domain's job");
-        return FALSE;
-    }
-    if (info.type != VIR_DOMAIN_JOB_NONE) {
-        g_set_error(error, BE_ERROR, EBUSY,
-                    "a job of another program runs on this domain since %llu s (virsh domjobinfo)",
-                    info.timeElapsed / 1000);
+    if (!be_domain_is_idle(domain, NULL, error)) {
         return FALSE;
     }
     if (!memory->path) {
