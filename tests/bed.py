@@ -43,8 +43,14 @@ def bed_dir() -> Path:
     return Path(os.environ["BED_DIR"])
 
 
+def patient(seconds: float) -> float:
+    """A time limit as it is on this machine, now: BED_PATIENCE times as long."""
+    return seconds * float(os.environ.get("BED_PATIENCE", "1"))
+
+
 def wait_for(predicate: Callable[[], T], timeout: float, what: str) -> T:
     """Polls until the predicate is true and returns its value."""
+    timeout = patient(timeout)
     end = time.monotonic() + timeout
     pause = 0.005
     while True:
@@ -57,12 +63,21 @@ def wait_for(predicate: Callable[[], T], timeout: float, what: str) -> T:
         pause = min(pause * 1.5, 0.1)
 
 
+@contextlib.contextmanager
+def within(seconds: float, what: str) -> Iterator[None]:
+    """What stands in it has a time limit of its own, a promise to the user."""
+    start = time.monotonic()
+    yield
+    passed = time.monotonic() - start
+    assert passed < patient(seconds), f"{what} took {passed:.2f} s"
+
+
 def sh(command: str | list[str], *, check: bool = True, timeout: float = 60,
        **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Runs a command (a string by bash) and keeps its output as text."""
     argv = ["bash", "-c", command] if isinstance(command, str) else command
     done = subprocess.run(argv, capture_output=True, text=True,
-                          errors="surrogateescape", timeout=timeout,
+                          errors="surrogateescape", timeout=patient(timeout),
                           check=False, **kwargs)
     if check and done.returncode != 0:
         raise AssertionError(f"exit code {done.returncode}: {command}\n"
@@ -317,7 +332,12 @@ class Guest:
         self.domain.resume()
 
     def destroy(self) -> None:
-        self.domain.destroy()
+        try:
+            self.domain.destroy()
+        except libvirt.libvirtError:
+            # A libvirtd that has just begun finds it dying, and is the one that ends it.
+            if not self.is_off():
+                raise
 
     def shutdown(self, timeout: float = 60) -> None:
         self.domain.shutdown()
@@ -432,7 +452,7 @@ class Mount:
             faults.append(str(error))
             sh(["umount", "-l", str(self.path)], check=False)
         try:
-            code = self.process.wait(timeout)
+            code = self.process.wait(patient(timeout))
             if code != self.expected_exit:
                 faults.append(f"exit code {code}, not {self.expected_exit}")
         except subprocess.TimeoutExpired:

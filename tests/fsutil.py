@@ -21,7 +21,7 @@ import libvirt
 import pytest
 
 import bed
-from bed import wait_for
+from bed import patient, wait_for
 
 NOBODY = 65534
 
@@ -233,7 +233,7 @@ class Caller:
         return self.process.poll() is not None
 
     def errno(self, timeout: float = 30) -> int:
-        out, err = self.process.communicate(timeout=timeout)
+        out, err = self.process.communicate(timeout=patient(timeout))
         assert self.process.returncode == 0, f"{self.process.returncode}: {out}{err}"
         return int(out.split()[-1])
 

@@ -8,14 +8,13 @@ import errno
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import fsutil
-from bed import Guest, Mount, raises_errno, sh, wait_for
+from bed import Guest, Mount, raises_errno, sh, wait_for, within
 from conftest import MakeGuest, MakeMount
 from fsutil import Caller, HungLibvirtd, defined, hung  # noqa: F401
 
@@ -29,14 +28,6 @@ def many(mnt: Mount) -> Iterator[list[Path]]:
         paths = [mnt.domains / name for name in MANY]
         wait_for(lambda: all(path.exists() for path in paths), 5, "shown")
         yield paths
-
-
-@contextlib.contextmanager
-def within(seconds: float, what: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    passed = time.monotonic() - start
-    assert passed < seconds, f"{what} took {passed:.2f} s"
 
 
 def quick(command: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import libvirt
 
 import fsutil
-from bed import Guest, Mount, mount_points, raises_errno, sh, wait_for
+from bed import Guest, Mount, mount_points, patient, raises_errno, sh, wait_for, within
 from fsutil import HungLibvirtd, hung
 from test_backup import collection, digest, text
 from test_offline import compress, qemu_nbds
@@ -32,8 +32,8 @@ def stop(mnt: Mount) -> float:
 
 
 def ends_by(mnt: Mount, begin: float, seconds: float = BOUND) -> None:
-    assert mnt.process.wait(seconds + 10) == 0
-    assert time.monotonic() - begin < seconds
+    assert mnt.process.wait(patient(seconds) + 10) == 0
+    assert time.monotonic() - begin < patient(seconds)
     assert not mnt.is_mounted()
 
 
@@ -73,16 +73,14 @@ def test_nobody_waits_for_the_end(guest: Guest, mount, hung: HungLibvirtd) -> No
         waiting.wait_blocked()
         begin = stop(mnt)
         assert waiting.errno(4) in (errno.EIO, errno.ECANCELED)
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < patient(3)
         wait_for(lambda: is_refusing(mnt), 2, "refused")
         for call in (lambda: os.listdir(mnt.path), lambda: os.mkdir(now.parent / "late"),
                      lambda: os.open(now / "disks/vda.raw", os.O_RDONLY),
                      lambda: os.pread(file.fileno(), 4096, 1 << 27),
                      lambda: (mnt.path / ".vmsnapfs/stats").read_text()):
-            called = time.monotonic()
-            with raises_errno(errno.EIO):
+            with within(0.5, "the refusal"), raises_errno(errno.EIO):
                 call()
-            assert time.monotonic() - called < 0.5
         assert mnt.process.poll() is None
     ends_by(mnt, begin)
     hung.go_on()
