@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import subprocess
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 import libvirt
 import libvirt_qemu
+import pytest
 
-from bed import MIB, Disk, Guest, connection, sh
+from bed import MIB, Disk, Guest, Mount, connection, sh
+from fsutil import command
 
 BLOCK = 64 * 1024
 BLOCKS = 16
@@ -129,3 +132,61 @@ class Bare(Guest):
 
     def files(self) -> set[str]:
         return {path.name for path in self.dir.iterdir()}
+
+
+def blocks(**values: int) -> list[int]:
+    """blocks(b0=1, b2=7): what the disk holds; zeroes elsewhere."""
+    found = [0] * BLOCKS
+    for name, value in values.items():
+        found[int(name[1:])] = value
+    return found
+
+
+def snapshots(mnt: Mount, guest: Guest) -> Path:
+    return mnt.domains / guest.name / "snapshots"
+
+
+def revert(mnt: Mount, guest: Guest, name: str, *words: str) -> None:
+    command(snapshots(mnt, guest) / name, " ".join(["revert", *words]))
+
+
+@pytest.fixture
+def bare(leftovers: None) -> Iterator[Bare]:
+    """One disk; defined, off."""
+    guest = Bare("bare1")
+    guest.define()
+    yield guest
+    guest.undefine()
+
+
+@pytest.fixture
+def bare2(leftovers: None) -> Iterator[Bare]:
+    """Two disks, vda qcow2 and vdb raw; defined, off."""
+    guest = Bare("bare2")
+    guest.define(Disk(fs=False, size=MIB), Disk("vdb", "raw", fs=False, size=MIB))
+    yield guest
+    guest.undefine()
+
+
+@pytest.fixture
+def pair(leftovers: None) -> Iterator[Bare]:
+    """Two qcow2 disks; defined, off."""
+    guest = Bare("pair")
+    guest.define(Disk(fs=False, size=MIB), Disk("vdb", fs=False, size=MIB))
+    yield guest
+    guest.undefine()
+
+
+def world(guest: Bare) -> dict[str, object]:
+    """All that a failed revert must leave as it was."""
+    texts = {s.getName(): s.getXMLDesc(0) for s in guest.domain.listAllSnapshots()}
+    return {"state": guest.state, "blocks": guest.blocks(), "files": guest.files(),
+            "snapshots": texts, "current": guest.current(), "top": guest.top("vda"),
+            "xml": guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)}
+
+
+def daemon(**env: str) -> Mount:
+    """To be finished by its test: one test starts many."""
+    mnt = Mount("qemu:///system", env=env)
+    mnt.wait_mounted()
+    return mnt

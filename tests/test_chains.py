@@ -20,12 +20,12 @@ import libvirt_qemu
 import pytest
 
 from bed import MIB, Disk, Guest, Mount, bed_dir, connection, raises_errno, wait_for
+from chain import SIZE, Chain, ask
 from fsutil import command, failures, last_failure
 from test_checkpoints import records
 from test_incremental import Chain as Kept
 from test_incremental import forget  # an autouse fixture
 from test_recovery import STATE, job_files, kill, remount
-from test_trust import SIZE, Chain, ask
 
 __all__ = ["forget"]
 
@@ -88,7 +88,7 @@ def test_weeks_of_full_incremental_and_differential(make_guest, mount, tmp_path:
 
 @pytest.fixture
 def machine(off_guest) -> Guest:
-    """One that never runs an instruction, as in test_trust.py."""
+    """One that never runs an instruction, as in chain.py."""
     return off_guest(Disk(size=SIZE, fs=False), agent=False)
 
 

@@ -18,10 +18,11 @@ import libvirt
 import pytest
 
 import fsutil
-from bare import BLOCK, BLOCKS, Bare, image_blocks, raw_blocks
+from bare import (  # noqa: F401
+    BLOCK, BLOCKS, Bare, bare, bare2, blocks, daemon, image_blocks, raw_blocks, revert,
+    snapshots, world)
 from bed import MIB, Disk, Mount, bed_dir, connection, raises_errno, sh, wait_for, within
 from fsutil import command, last_failure
-from test_revert import bare, bare2, blocks, daemon, revert, snapshots, world  # noqa: F401
 
 OFF, RUNNING = libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_RUNNING
 RECORDS = Path("/var/lib/vmsnapfs")

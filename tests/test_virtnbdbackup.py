@@ -14,9 +14,9 @@ import pytest
 
 import fsutil
 from bed import Disk, Mount, bed_dir, raises_errno, sh, wait_for
+from chain import SIZE, Chain
 from fsutil import last_failure
 from test_checkpoints import names, text
-from test_trust import SIZE, Chain
 
 URI = "qemu:///system"
 
