@@ -45,6 +45,7 @@ enum {
 #define MAGIC_ANSWER 0x67446698u
 #define ERROR_UNSUPPORTED (1u << 31 | 1)
 
+#define ANSWER_SIZE 16
 #define OPTION_MAX 4096
 #define READ_MAX (2u * 1024 * 1024)
 #define READS_MAX 32
@@ -264,9 +265,9 @@ typedef struct {
     guint32 length;
 } Read;
 
-static GByteArray *answer_new(guint64 handle, guint32 errnum)
+static GByteArray *answer_new(guint64 handle, guint32 errnum, gsize payload)
 {
-    GByteArray *bytes = g_byte_array_new();
+    GByteArray *bytes = g_byte_array_sized_new((guint)(ANSWER_SIZE + payload));
 
     add_u32(bytes, MAGIC_ANSWER);
     add_u32(bytes, errnum);
@@ -278,14 +279,16 @@ static void read_done(const struct iovec *iov, int count, int errnum, gpointer u
 {
     Read *read = user;
     Connection *connection = read->connection;
-    GByteArray *bytes = NULL;
+    GByteArray *bytes;
+    gboolean whole;
     gsize got = 0;
 
     for (int i = 0; errnum == 0 && i < count; i++) {
         got += iov[i].iov_len;
     }
-    bytes = answer_new(read->handle, errnum || got != read->length ? NBD_EIO : 0);
-    for (int i = 0; errnum == 0 && got == read->length && i < count; i++) {
+    whole = errnum == 0 && got == read->length;
+    bytes = answer_new(read->handle, whole ? 0 : NBD_EIO, whole ? got : 0);
+    for (int i = 0; whole && i < count; i++) {
         g_byte_array_append(bytes, iov[i].iov_base, (guint)iov[i].iov_len);
     }
     put(connection, bytes);
@@ -305,7 +308,7 @@ static void serve_read(Connection *connection, guint64 handle, guint64 offset, g
     Read *read;
 
     if (length == 0 || length > READ_MAX || offset > size || length > size - offset) {
-        put(connection, answer_new(handle, NBD_EINVAL));
+        put(connection, answer_new(handle, NBD_EINVAL, 0));
         return;
     }
     read = g_new0(Read, 1);
@@ -329,7 +332,7 @@ static void serve_request(Connection *connection, const guint8 *request)
     } else if (command == COMMAND_READ) {
         serve_read(connection, handle, get_u64(request + 16), get_u32(request + 24));
     } else {
-        put(connection, answer_new(handle, NBD_EPERM));
+        put(connection, answer_new(handle, NBD_EPERM, 0));
         /* The bytes of a write would follow, and be taken for requests. */
         if (command == 1) {
             connection->phase = PHASE_OVER;

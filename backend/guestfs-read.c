@@ -137,6 +137,7 @@ typedef struct {
     guint32 id;
     char *bytes;
     gsize size;
+    gboolean last;             /* its END follows */
 } Sending;
 
 static gpointer send_bytes(gpointer data)
@@ -147,13 +148,16 @@ static gpointer send_bytes(gpointer data)
         helper_send_frame(sending->helper, FILES_MORE, sending->id, 0, sending->bytes + at,
                           MIN(FILES_FRAME_MAX, sending->size - at));
     }
+    if (sending->last) {
+        helper_send_frame(sending->helper, FILES_END, sending->id, 0, NULL, 0);
+    }
     free(sending->bytes);
     g_free(sending);
     return NULL;
 }
 
-/* While they are being sent, the appliance reads on. */
-static void send_in_background(Helper *helper, guint32 id, char *bytes, gsize size)
+/* While they are being sent, the appliance reads on, be it for the next request. */
+static void send_in_background(Helper *helper, guint32 id, char *bytes, gsize size, gboolean last)
 {
     Sending *sending = g_new0(Sending, 1);
 
@@ -161,6 +165,7 @@ static void send_in_background(Helper *helper, guint32 id, char *bytes, gsize si
     sending->id = id;
     sending->bytes = bytes;
     sending->size = size;
+    sending->last = last;
     helper_flush(helper);
     helper->sender = g_thread_new("send", send_bytes, sending);
 }
@@ -173,7 +178,7 @@ void helper_read(Helper *helper, guint32 id, const char *path, guint64 offset, g
 {
     guint64 end = offset + size;
 
-    if (offset > G_MAXINT64 || size > 64 * 1024 * 1024) {
+    if (offset > G_MAXINT64 || size == 0 || size > 64 * 1024 * 1024) {
         helper_fail(helper, id, EINVAL, "a read of that size is not done");
         return;
     }
@@ -188,10 +193,10 @@ void helper_read(Helper *helper, guint32 id, const char *path, guint64 offset, g
         }
         if (got == 0) {
             free(bytes);
-            break;
+            helper_send(helper, FILES_END, id, 0, NULL, 0);
+            return;
         }
-        send_in_background(helper, id, bytes, got);
         offset += got;
+        send_in_background(helper, id, bytes, got, offset >= end);
     }
-    helper_send(helper, FILES_END, id, 0, NULL, 0);
 }
