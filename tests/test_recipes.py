@@ -188,6 +188,20 @@ def test_nightly_tells_of_failures(host: Mount, web: Guest, store: Path) -> None
     (backups(host, web) / "busy").rmdir()
 
 
+HELPFUL = [*RECIPES.iterdir(), *(RECIPES.parent / name for name in (
+    "restore", "boot-test", "appliance", "vmctl", "demo", "check", "deps", "bed/enter"))]
+
+
+@pytest.mark.parametrize("script", HELPFUL, ids=lambda path: path.name)
+def test_each_says_how(script: Path) -> None:
+    """And does nothing else."""
+    done = sh([str(script), "--help"], check=False, env=os.environ | {"BED_DIR": ""})
+    said = done.stdout + done.stderr
+    assert done.returncode == (2 if script.parent == RECIPES else 0), said
+    assert said.removeprefix("usage: ").startswith(f"{script.name} ") or "appliance" in said
+    assert "set -" not in said and "unbound" not in said and "#" not in said
+
+
 def test_each_is_short() -> None:
     for path in RECIPES.iterdir():
         assert len(path.read_text().splitlines()) <= 40, path
