@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import subprocess
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
-from bed import MIB, REPO, Disk, Guest, Mount, connection, sh, wait_for
+from bed import MIB, REPO, Disk, Guest, Mount, bed_dir, connection, sh, wait_for
 from conftest import MakeGuest, MakeMount
 
 APPLIANCE = str(REPO / "contrib" / "appliance")
@@ -42,9 +44,22 @@ def test_disk(mount: MakeMount, make_guest: MakeGuest) -> None:
     backup.rmdir()
 
 
-def with_share(guest: Guest, mount: Mount) -> None:
+@contextlib.contextmanager
+def read_only_view(directory: Path) -> Iterator[Path]:
+    """What an appliance gets that may not make or end anything."""
+    view = bed_dir() / "mnt/view"
+    view.mkdir(exist_ok=True)
+    sh(["mount", "--bind", str(directory), str(view)])
+    try:
+        sh(["mount", "-o", "remount,bind,ro", str(view)])
+        yield view
+    finally:
+        sh(["umount", str(view)])
+
+
+def with_share(guest: Guest, shared: Path) -> None:
     """The parts that `appliance share` prints, in the configuration."""
-    parts = ET.fromstring("<parts>" + sh([APPLIANCE, "share", str(mount.path)]).stdout + "</parts>")
+    parts = ET.fromstring("<parts>" + sh([APPLIANCE, "share", str(shared)]).stdout + "</parts>")
     root = guest.xml(inactive=True)
     root.append(parts.find("memoryBacking"))
     root.find("devices").append(parts.find("filesystem"))
@@ -55,19 +70,24 @@ def test_share(mount: MakeMount, make_guest: MakeGuest, off_guest: MakeGuest) ->
     made = mount("qemu:///system", "allow_other", "data-gid=libvirt-qemu")
     guest = make_guest(Disk("vda", size=24 * MIB), writer=True)
     appliance = off_guest(Disk("vda", size=24 * MIB), name="appliance")
-    with_share(appliance, made)
-    appliance.start()
-    backup = made.domains / guest.name / "backups" / "now"
-    backup.mkdir()
-    appliance.run("mkdir -p /tmp/host; mount -t virtiofs vmsnapfs /tmp/host")
-    inside = f"/tmp/host/domains/{guest.name}"
-    assert appliance.run(f"cat {inside}/state") == "running\n"
-    assert guest.name in appliance.run("ls /tmp/host/domains").split()
-    out = appliance.run(f"sha256sum {inside}/backups/now/disks/vda.raw")
-    assert out.split()[0] == digest(backup / "disks" / "vda.raw")
-    appliance.run("umount /tmp/host")
-    appliance.destroy()
-    backup.rmdir()
+    with read_only_view(made.domains) as view:
+        assert check(view) == (0, "")
+        with_share(appliance, view)
+        appliance.start()
+        backup = made.domains / guest.name / "backups" / "now"
+        backup.mkdir()
+        appliance.run("mkdir -p /tmp/host; mount -t virtiofs vmsnapfs /tmp/host")
+        inside = f"/tmp/host/{guest.name}"
+        assert appliance.run(f"cat {inside}/state") == "running\n"
+        assert guest.name in appliance.run("ls /tmp/host").split()
+        out = appliance.run(f"sha256sum {inside}/backups/now/disks/vda.raw")
+        assert out.split()[0] == digest(backup / "disks" / "vda.raw")
+        refused = appliance.run(f"mkdir {inside}/backups/two 2>&1 || rmdir {inside}/backups/now "
+                                f"2>&1 || echo end 2>&1 >{inside}/backups/now/control || true")
+        assert refused.count("Read-only file system") >= 2
+        appliance.run("umount /tmp/host")
+        appliance.destroy()
+        backup.rmdir()
 
 
 def check(mount: Path) -> tuple[int, str]:
