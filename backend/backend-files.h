@@ -28,6 +28,12 @@
 typedef struct BeFiles BeFiles;
 
 /**
+ * be_files_program: Returns: (transfer full): the program that appliances are run by, beside
+ * our own, where that is in a build tree, or where it was installed; NULL: it is not there.
+ */
+char *be_files_program(void);
+
+/**
  * be_backup_files: Returns: (transfer none): valid as long as the backup.
  */
 BeFiles *be_backup_files(BeBackup *backup);

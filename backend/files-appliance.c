@@ -55,8 +55,7 @@ typedef struct {
 
 /* ---- The process --------------------------------------------------------------------------- */
 
-/* Beside our own program, where it is in a build tree, or where it was installed. */
-static char *find_program(GError **error)
+char *be_files_program(void)
 {
     g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
     g_autofree char *directory = self ? g_path_get_dirname(self) : g_strdup("/nonexistent");
@@ -69,9 +68,18 @@ static char *find_program(GError **error)
             return g_steal_pointer(&path);
         }
     }
-    g_set_error(error, BE_ERROR, EOPNOTSUPP,
-                "guests' files need the program vmsnapfs-files, which is not installed");
     return NULL;
+}
+
+static char *find_program(GError **error)
+{
+    char *path = be_files_program();
+
+    if (!path) {
+        g_set_error(error, BE_ERROR, EOPNOTSUPP,
+                    "guests' files need the program vmsnapfs-files, which is not installed");
+    }
+    return path;
 }
 
 static GPtrArray *argv_new(const Appliance *appliance)

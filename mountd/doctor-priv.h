@@ -32,3 +32,8 @@ void vm_doctor_say(VmDoctor *doctor, VmVerdict verdict, const char *what, const 
  * own, and checks what libvirt tells; sets doctor->host.
  */
 void vm_doctor_ask_libvirt(VmDoctor *doctor);
+
+/**
+ * vm_doctor_check_files: whether there is what an appliance is made of, and KVM.
+ */
+void vm_doctor_check_files(VmDoctor *doctor);

@@ -323,7 +323,7 @@ int vm_doctor(const VmOptions *options)
     static void (*const here[])(VmDoctor *) = {check_fuse, check_fusermount, check_allow_other,
                                                check_mounts};
     static void (*const with_guests[])(VmDoctor *) = {check_scratch, check_run_dir, check_qemu_nbd,
-                                                      check_apparmor};
+                                                      vm_doctor_check_files, check_apparmor};
     VmDoctor doctor = {.options = options, .local = uri_is_local(options->uri)};
 
     for (size_t i = 0; i < G_N_ELEMENTS(here); i++) {

@@ -75,7 +75,9 @@ def test_fstab_line(point: Path, in_path: None, tmp_path: Path, guest: Guest) ->
 def test_doctor_says_what_it_sees(guest: Guest) -> None:
     done = sh([str(VMSNAPFS), "--doctor", "qemu:///system"], check=False, timeout=60)
     print(done.stdout, done.stderr)
-    assert "libvirt" in done.stdout and "scratch" in done.stdout
+    for what in ("libvirt", "scratch", "guest files"):
+        assert what in done.stdout
+    assert "OK    guest files     read by an appliance with kernel" in done.stdout
     assert done.returncode in (0, 1)
 
 
