@@ -147,8 +147,10 @@ static void check_agents(VmDoctor *doctor, Be *be, const BeDomainList *domains)
                       "%u of %u running machines have one; without it backups are no better than "
                       "after a power failure: install qemu-guest-agent in %s",
                       connected, running, without->str);
+    } else if (running == 0) {
+        vm_doctor_say(doctor, VM_VERDICT_OK, "guest agents", "no machine runs that could have one");
     } else {
-        vm_doctor_say(doctor, VM_VERDICT_OK, "guest agents", "in all of %u running machines",
+        vm_doctor_say(doctor, VM_VERDICT_OK, "guest agents", "in every running machine (%u)",
                       running);
     }
 }
@@ -168,7 +170,7 @@ static void check_connected(VmDoctor *doctor, Be *be)
         return;
     }
     domains = be_domains(be);
-    vm_doctor_say(doctor, VM_VERDICT_OK, "libvirt", "%s answers, %u machines", be_uri(be),
+    vm_doctor_say(doctor, VM_VERDICT_OK, "libvirt", "%s answers; machines: %u", be_uri(be),
                   domains->domains->len);
     doctor->host = vm_host_info_parse(capabilities);
     check_emulator(doctor);

@@ -79,7 +79,7 @@ def vmctl(*words: str | Path) -> subprocess.CompletedProcess[str]:
                           timeout=60)
 
 
-def test_vmctl(mnt: Mount, guest: Guest) -> None:
+def test_vmctl(mnt: Mount, guest: Guest, tmp_path: Path) -> None:
     vm = mnt.domains / guest.name
     assert vmctl(vm).stdout == (vm / "control").read_text()
     assert vmctl(vm, "suspend").returncode == 0
@@ -89,7 +89,11 @@ def test_vmctl(mnt: Mount, guest: Guest) -> None:
     done = vmctl(vm, "nonsense")
     assert (done.returncode, done.stdout) == (1, "")
     assert "'nonsense'" in done.stderr
-    assert vmctl(vm / "nothing", "thaw").returncode == 1
+    for words in ((vm / "nothing", "thaw"), (tmp_path, "thaw"), (tmp_path,)):
+        done = vmctl(*words)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"vmctl: '{words[0]}' has no control file\n"
+    assert not list(tmp_path.iterdir())
     assert vmctl().returncode == 2
 
 
