@@ -309,10 +309,11 @@ void be_journal_remove(Be *be, const char *id);
 /**
  * be_journal_mark: writes and syncs that a guest is about to be frozen.
  * be_journal_unmark: it is thawed.  be_journal_marks: (element char *): the
- * UUIDs that are marked.
+ * UUIDs that are marked.  Each at once, from the disk.
  */
 gboolean be_journal_mark(Be *be, const char *uuid, GError **error);
 void be_journal_unmark(Be *be, const char *uuid);
+gboolean be_journal_is_marked(Be *be, const char *uuid);
 GPtrArray *be_journal_marks(Be *be);
 
 /**

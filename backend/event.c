@@ -11,6 +11,7 @@
 
 #include "backend/backup.h"
 #include "backend/error.h"
+#include "backend/freeze.h"
 #include "backend/private.h"
 #include "backend/scratch.h"
 
@@ -98,6 +99,17 @@ static void on_threshold(virConnectPtr conn G_GNUC_UNUSED, virDomainPtr domain,
     }
 }
 
+/* Also after a reset from outside; not when a snapshot is loaded. */
+static int on_reboot(virConnectPtr conn G_GNUC_UNUSED, virDomainPtr domain, void *opaque)
+{
+    char uuid[VIR_UUID_STRING_BUFLEN];
+
+    if (virDomainGetUUIDString(domain, uuid) == 0) {
+        be_freezes_rebooted(opaque, uuid);
+    }
+    return 0;
+}
+
 gboolean be_event_register(Be *be, virConnectPtr conn)
 {
     int id = virConnectDomainEventRegisterAny(conn, NULL, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
@@ -111,5 +123,7 @@ gboolean be_event_register(Be *be, virConnectPtr conn)
                                            VIR_DOMAIN_EVENT_CALLBACK(on_job_completed), be, NULL);
     (void)virConnectDomainEventRegisterAny(conn, NULL, VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD,
                                            VIR_DOMAIN_EVENT_CALLBACK(on_threshold), be, NULL);
+    (void)virConnectDomainEventRegisterAny(conn, NULL, VIR_DOMAIN_EVENT_ID_REBOOT,
+                                           VIR_DOMAIN_EVENT_CALLBACK(on_reboot), be, NULL);
     return TRUE;
 }

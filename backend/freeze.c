@@ -9,17 +9,12 @@
 
 #include <errno.h>
 #include <libvirt/libvirt.h>
-#include <libvirt/virterror.h>
 #include <string.h>
 
 #include "backend/backup.h"
 #include "backend/error.h"
 #include "backend/step.h"
 #include "backend/watchdog.h"
-#include "backend/xml.h"
-
-/* Bounds one call of the agent; it counts for the freeze itself, too. */
-#define AGENT_SECONDS 5
 
 #define THAW_WAIT_US (10 * G_USEC_PER_SEC)
 
@@ -29,10 +24,6 @@
 
 /* A hook in the guest may freeze after we gave up: thaw again by then. */
 #define LATE_FREEZE_MS 12000
-
-/* How long the agent of a guest that was restored is waited for. */
-#define AGENT_POLLS 20
-#define AGENT_POLL_US (50 * 1000)
 
 /* As often a thaw that failed is sent again, as long as it takes. */
 #define RETRY_MS 5000
@@ -56,6 +47,7 @@ struct BeFreezes {
     GMutex lock;
     GHashTable *held;          /* uuid -> Held; guarded by lock */
     GHashTable *retried;       /* set of uuid; guarded by lock: a thaw is due again */
+    GHashTable *rebooted;      /* set of uuid; guarded by lock: since its last freeze */
 };
 
 static void held_free(gpointer data)
@@ -79,6 +71,7 @@ BeFreezes *be_freezes_new(Be *be, GError **error)
     freezes->watchdog = watchdog;
     g_mutex_init(&freezes->lock);
     freezes->retried = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    freezes->rebooted = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     freezes->held = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, held_free);
     return freezes;
 }
@@ -91,69 +84,56 @@ void be_freezes_free(BeFreezes *freezes)
     be_watchdog_free(freezes->watchdog);
     g_hash_table_unref(freezes->held);
     g_hash_table_unref(freezes->retried);
+    g_hash_table_unref(freezes->rebooted);
     g_mutex_clear(&freezes->lock);
     g_free(freezes);
 }
 
-/* ---- One call each ----------------------------------------------------------------- */
+/* ---- Thawing ---------------------------------------------------------------------- */
 
-static void bound_agent(virDomainPtr domain, gboolean bound)
+/*
+ * libvirt (9.0, processSerialChangedEvent) takes the domain's job, in a mode that a
+ * backup does not let in, to connect to an agent that is back or to let go of one that
+ * went away; it waits 30 s for it and then never tries again: nothing that holds the job
+ * may be begun before the agent is back.  When it goes away after a backup began,
+ * nothing helps: the one thread that waits there is the one that would end the backup,
+ * too.
+ */
+static gboolean agent_is_gone(const GError *error)
 {
-    (void)virDomainAgentSetResponseTimeout(
-        domain, bound ? AGENT_SECONDS : VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0);
+    return strstr(error->message, "not connected") != NULL
+           || strstr(error->message, "disappeared") != NULL;
 }
 
-gboolean be_freeze_thaw_once(virDomainPtr domain, GError **error)
+void be_freezes_rebooted(Be *be, const char *uuid)
 {
-    int thawed;
-
-    bound_agent(domain, TRUE);
-    thawed = virDomainFSThaw(domain, NULL, 0, 0);
-    if (thawed < 0) {
-        be_error_from_libvirt(error, "cannot thaw the guest");
-    }
-    bound_agent(domain, FALSE);
-    return thawed >= 0;
-}
-
-/* The agent's port is open again a moment after the restore, if it was open before. */
-static gboolean agent_comes_back(virDomainPtr domain)
-{
-    gboolean connected = FALSE, possible = TRUE;
-
-    for (guint i = 0; i < AGENT_POLLS && possible && !connected; i++) {
-        char *text = virDomainGetXMLDesc(domain, 0);
-        g_autoptr(BeXmlDomain) xml = text ? be_xml_domain_parse(text, NULL) : NULL;
-
-        possible = text && strstr(text, "org.qemu.guest_agent.0");
-        connected = xml && xml->agent_connected;
-        free(text);
-        if (possible && !connected) {
-            g_usleep(AGENT_POLL_US);
-        }
-    }
-    return connected;
-}
-
-void be_freeze_thaw_restored(virDomainPtr domain)
-{
-    g_autoptr(GError) error = NULL;
-
-    if (agent_comes_back(domain) && !be_freeze_thaw_once(domain, &error)) {
-        g_info("not thawed after its memory was restored: %s", error->message);
+    if (be->freezes) {
+        g_mutex_lock(&be->freezes->lock);
+        g_hash_table_add(be->freezes->rebooted, g_strdup(uuid));
+        g_mutex_unlock(&be->freezes->lock);
     }
 }
 
-/* A guest that is off or gone is not frozen. */
-static gboolean thaw_or_gone(virDomainPtr domain, GError **error)
+static gboolean is_rebooted(Be *be, const char *uuid)
 {
-    if (be_freeze_thaw_once(domain, error)) {
+    gboolean rebooted;
+
+    g_mutex_lock(&be->freezes->lock);
+    rebooted = g_hash_table_contains(be->freezes->rebooted, uuid);
+    g_mutex_unlock(&be->freezes->lock);
+    return rebooted;
+}
+
+/* A guest that is off or gone is not frozen; nor is one that was reset since. */
+static gboolean thaw_or_gone(Be *be, virDomainPtr domain, const char *uuid, GError **error)
+{
+    g_autoptr(GError) failed = NULL;
+
+    if (be_freeze_thaw_once(domain, &failed) || virDomainIsActive(domain) == 0
+        || (agent_is_gone(failed) && is_rebooted(be, uuid))) {
         return TRUE;
     }
-    if (virDomainIsActive(domain) == 0) {
-        g_clear_error(error);
-        return TRUE;
-    }
+    g_propagate_error(error, g_steal_pointer(&failed));
     return FALSE;
 }
 
@@ -173,7 +153,7 @@ static void thaw_on_worker(Be *be, gpointer data)
     g_autoptr(GError) error = NULL;
     g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, uuid, &error);
 
-    if ((!domain && error->code == ENOENT) || (domain && thaw_or_gone(domain, &error))) {
+    if ((!domain && error->code == ENOENT) || (domain && thaw_or_gone(be, domain, uuid, &error))) {
         forget(be, uuid);
     } else {
         g_warning("a guest may be frozen: %s", error->message);
@@ -242,7 +222,7 @@ static gboolean end_within(Be *be, virDomainPtr domain, const char *uuid, gint64
     gint64 until_us = g_get_monotonic_time() + wait_us;
     g_autoptr(GError) last = NULL;
 
-    while (!thaw_or_gone(domain, &last)) {
+    while (!thaw_or_gone(be, domain, uuid, &last)) {
         if (g_get_monotonic_time() > until_us) {
             g_propagate_error(error, g_steal_pointer(&last));
             return FALSE;
@@ -264,18 +244,6 @@ static gboolean froze_nothing(const GError *error)
            || strstr(error->message, "not configured") != NULL;
 }
 
-/*
- * libvirt (9.0, processSerialChangedEvent) takes the domain's job to connect to an agent
- * that is back, waits 30 s for it and then never tries again: nothing that holds the job
- * may be begun before the agent is back.  When it dies after a backup began, nothing
- * helps: the one thread that waits there is the one that would end the backup, too.
- */
-static gboolean agent_is_gone(const GError *error)
-{
-    return strstr(error->message, "not connected") != NULL
-           || strstr(error->message, "disappeared") != NULL;
-}
-
 /* Adds to @error what is not over yet. */
 static void freeze_failed(Be *be, virDomainPtr domain, const char *uuid, GError *error)
 {
@@ -286,11 +254,15 @@ static void freeze_failed(Be *be, virDomainPtr domain, const char *uuid, GError 
         return;
     }
     if (agent_is_gone(error)) {
-        if (end_within(be, domain, uuid, AGENT_BACK_US, &thaw_error)) {
+        gboolean thawed = end_within(be, domain, uuid, AGENT_BACK_US, &thaw_error);
+
+        if (!thawed || is_rebooted(be, uuid)) {
+            error->code = BE_FREEZE_LOST;
+        }
+        if (thawed) {
             return;
         }
-        error->code = BE_FREEZE_LOST;
-    } else if (!thaw_or_gone(domain, &thaw_error)) {
+    } else if (!thaw_or_gone(be, domain, uuid, &thaw_error)) {
         g_info("%s", thaw_error->message);
     } else if (error->code == EINVAL) {
         forget(be, uuid);      /* the agent answered: it is in no slow hook */
@@ -307,8 +279,42 @@ static guint strv_count(const char *const *strv)
     return strv ? g_strv_length((char **)strv) : 0;
 }
 
+/*
+ * An agent that does not even say what it runs on is asked for nothing that it may do
+ * later: so that nothing has to be thawed.
+ */
+static gboolean agent_answers(Be *be, virDomainPtr domain, const char *uuid,
+                              BeConsistency *ret_means, GError **error)
+{
+    g_autoptr(GError) silent = NULL;
+
+    if (be_freeze_ask(domain, ret_means, &silent)) {
+        return TRUE;
+    }
+    if (agent_is_gone(silent)) {
+        if (be_journal_is_marked(be, uuid)) {
+            silent->code = BE_FREEZE_LOST;      /* of an earlier freeze */
+        }
+        g_propagate_prefixed_error(error, g_steal_pointer(&silent),
+                                   "libvirt has lost the guest agent (of a guest that was "
+                                   "rebooted during a backup, perhaps): restart libvirtd (guests "
+                                   "go on) if it stays so: ");
+        return FALSE;
+    }
+    g_propagate_error(error, g_steal_pointer(&silent));
+    return FALSE;
+}
+
+static void not_rebooted_yet(Be *be, const char *uuid)
+{
+    g_mutex_lock(&be->freezes->lock);
+    g_hash_table_remove(be->freezes->rebooted, uuid);
+    g_mutex_unlock(&be->freezes->lock);
+}
+
 gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
-                         const char *const *mountpoints, guint watch_ms, GError **error)
+                         const char *const *mountpoints, guint watch_ms,
+                         BeConsistency *ret_means, GError **error)
 {
     g_autoptr(GError) freeze_error = NULL;
     int state, frozen;
@@ -322,7 +328,8 @@ gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
         g_set_error(error, BE_ERROR, EINVAL, "the domain is not running");
         return FALSE;
     }
-    if (!be_journal_mark(be, uuid, error)) {
+    if (!agent_answers(be, domain, uuid, ret_means, error)
+        || !be_journal_mark(be, uuid, error)) {
         return FALSE;
     }
     be_crash_point("freeze", "mark", "after");
@@ -330,15 +337,16 @@ gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
         be_journal_unmark(be, uuid);
         return FALSE;
     }
+    not_rebooted_yet(be, uuid);
     be_crash_point("freeze", "call", "before");
-    bound_agent(domain, TRUE);
+    be_freeze_bound_agent(domain, TRUE);
     frozen = virDomainFSFreeze(domain, (const char **)mountpoints, strv_count(mountpoints), 0);
     if (frozen < 0) {
         be_error_from_libvirt(&freeze_error, "cannot freeze the guest");
     } else if (frozen == 0) {
         freeze_error = g_error_new(BE_ERROR, EINVAL, "the guest has no such file system to freeze");
     }
-    bound_agent(domain, FALSE);
+    be_freeze_bound_agent(domain, FALSE);
     be_crash_point("freeze", "call", "after");
     if (frozen > 0) {
         return TRUE;
@@ -368,25 +376,6 @@ gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **e
     be_notify(be, &event);
     g_source_unref(thaw_later(be, uuid, LATE_FREEZE_MS, thaw_later_now));
     return FALSE;
-}
-
-/* ---- What it means ------------------------------------------------------------------------ */
-
-BeConsistency be_freeze_consistency(virDomainPtr domain)
-{
-    virTypedParameterPtr params = NULL;
-    const char *os_id = NULL;
-    BeConsistency consistency;
-    int count = 0;
-
-    bound_agent(domain, TRUE);
-    if (virDomainGetGuestInfo(domain, VIR_DOMAIN_GUEST_INFO_OS, &params, &count, 0) == 0) {
-        (void)virTypedParamsGetString(params, count, "os.id", &os_id);
-    }
-    bound_agent(domain, FALSE);
-    consistency = be_freeze_consistency_of(os_id);
-    virTypedParamsFree(params, count);
-    return consistency;
 }
 
 /* ---- By command -------------------------------------------------------------------------- */
@@ -475,16 +464,12 @@ static gboolean run_freeze(Be *be, BeJob *job, gpointer data, GError **error)
 {
     const Command *command = data;
     g_autoptr(BeVirDomain) domain = be_conn_domain(be->action_conn, command->uuid, error);
-    BeConsistency consistency = BE_CONSISTENCY_CRASH;
+    BeConsistency means;
     Held *held;
 
-    /* A frozen agent would not answer; and some of the file systems are not the disk. */
-    if (domain && !command->mountpoints) {
-        consistency = be_freeze_consistency(domain);
-    }
     if (!domain || be_job_is_cancelled(job)
         || !be_freeze_begin(be, domain, command->uuid, (const char *const *)command->mountpoints,
-                            command->seconds * 1000 + WATCHDOG_GRACE_MS, error)) {
+                            command->seconds * 1000 + WATCHDOG_GRACE_MS, &means, error)) {
         if (error && !*error) {
             g_set_error(error, BE_ERROR, ECANCELED, "cancelled");
         } else if (error && (*error)->code == BE_FREEZE_LOST) {
@@ -500,7 +485,8 @@ static gboolean run_freeze(Be *be, BeJob *job, gpointer data, GError **error)
     held = g_new0(Held, 1);
     held->since_us = g_get_real_time();
     held->seconds = command->seconds;
-    held->consistency = consistency;
+    /* Some of the file systems are not the disk. */
+    held->consistency = command->mountpoints ? BE_CONSISTENCY_CRASH : means;
     g_mutex_lock(&be->freezes->lock);
     held->timer = thaw_later(be, command->uuid, command->seconds * 1000, held_too_long);
     g_hash_table_insert(be->freezes->held, g_strdup(command->uuid), held);

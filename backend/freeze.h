@@ -18,18 +18,22 @@ void be_freezes_free(BeFreezes *freezes);
  * be_freeze_begin: freezes the guest of a running domain.
  * @mountpoints: NULL-terminated, or NULL: all
  * @watch_ms: when the watchdog thaws it, if nobody has
+ * @ret_means: what the freeze of all file systems means, while it lasts
  *
- * Blocks, about 5 s at most; action workers, one per domain.
+ * Blocks, about 10 s at most; action workers, one per domain.
  * Returns: TRUE; the guest is frozen, and be_freeze_end() must follow.  FALSE:
  *   EBUSY (somebody else has frozen it; it is left so), EHOSTDOWN (no agent),
  *   EINVAL (not running), ETIMEDOUT, EIO...; a thaw was sent, and will be again,
- *   because a slow hook of the guest freezes later.  BE_FREEZE_LOST: the agent died
- *   of it and has not come back within 5 s; the guest may be frozen.
+ *   because a slow hook of the guest freezes later.  An agent that did not answer before
+ *   was not asked to freeze.  BE_FREEZE_LOST: the agent died of this freeze or of an
+ *   earlier one, or the guest was rebooted under it, and the agent has not come back
+ *   within 5 s; the guest may be frozen.
  */
 #define BE_FREEZE_LOST ECONNRESET
 
 gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
-                         const char *const *mountpoints, guint watch_ms, GError **error);
+                         const char *const *mountpoints, guint watch_ms,
+                         BeConsistency *ret_means, GError **error);
 
 /**
  * be_freeze_end: thaws, and tries again until it is so.  Blocks up to 10 s;
@@ -39,7 +43,14 @@ gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
 gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **error);
 
 /**
- * be_freeze_thaw_once: sends one thaw, whoever has frozen it.  Blocks up to 3 s.
+ * be_freeze_bound_agent: from now on calls of this domain's agent take 5 s at most; or,
+ * not bound, as long as they like, which is libvirt's default.  It is the domain's own,
+ * for all who call.
+ */
+void be_freeze_bound_agent(virDomainPtr domain, gboolean bound);
+
+/**
+ * be_freeze_thaw_once: sends one thaw, whoever has frozen it.  Blocks up to 5 s.
  */
 gboolean be_freeze_thaw_once(virDomainPtr domain, GError **error);
 
@@ -61,11 +72,19 @@ void be_freeze_thaw_restored(virDomainPtr domain);
 BeConsistency be_freeze_consistency_of(const char *os_id);
 
 /**
- * be_freeze_consistency: the same of a running guest; asks its agent, which must
- * not be frozen, at most 5 s.  Does not taint the domain.  Blocks; workers.
+ * be_freeze_ask: the same of a running guest; asks its agent, which must not be frozen,
+ * at most 5 s.  Does not taint the domain.  Blocks; workers.
  * (libvirt: virDomainGetGuestInfo)
+ * Returns: FALSE, EHOSTDOWN: the agent does not answer.  One that cannot say, as old
+ *   ones, has answered.
  */
-BeConsistency be_freeze_consistency(virDomainPtr domain);
+gboolean be_freeze_ask(virDomainPtr domain, BeConsistency *ret_means, GError **error);
+
+/**
+ * be_freezes_rebooted: the guest was reset, and so is not frozen.  Any thread, not
+ * blocking.
+ */
+void be_freezes_rebooted(Be *be, const char *uuid);
 
 /**
  * be_freeze_held_consistency: of a guest that a command of ours has frozen; crash

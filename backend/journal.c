@@ -139,6 +139,13 @@ void be_journal_unmark(Be *be, const char *uuid)
     }
 }
 
+gboolean be_journal_is_marked(Be *be, const char *uuid)
+{
+    g_autofree char *path = mark_path(be, uuid);
+
+    return access(path, F_OK) == 0;
+}
+
 GPtrArray *be_journal_marks(Be *be)
 {
     GPtrArray *uuids = g_ptr_array_new_with_free_func(g_free);

@@ -38,6 +38,17 @@ BeConsistency be_freeze_consistency_of(const char *os_id)
                                               : BE_CONSISTENCY_FILESYSTEM;
 }
 
+/* Whoever had an agent wants to know why this point is crash consistent only. */
+static void tell(Be *be, virDomainPtr domain, const char *uuid, const GError *error)
+{
+    g_autofree char *text = g_strdup_printf("the guest was not frozen: %s", error->message);
+    BeEvent event = {.kind = BE_EVENT_WARNING, .time_us = g_get_real_time(),
+                     .domain_uuid = uuid, .domain_name = virDomainGetName(domain),
+                     .errnum = error->code, .text = text};
+
+    be_notify(be, &event);
+}
+
 gboolean be_quiesce_begin(Be *be, virDomainPtr domain, const char *uuid, BeQuiesce how,
                           gboolean agent, BeWindow *window, GError **error)
 {
@@ -51,7 +62,8 @@ gboolean be_quiesce_begin(Be *be, virDomainPtr domain, const char *uuid, BeQuies
     if (be_freeze_is_held(be, uuid)) {
         return TRUE;
     }
-    window->frozen = agent && be_freeze_begin(be, domain, uuid, NULL, FREEZE_MS, &freeze_error);
+    window->frozen = agent && be_freeze_begin(be, domain, uuid, NULL, FREEZE_MS, &window->means,
+                                              &freeze_error);
     window->begun_us = g_get_monotonic_time();
     if (freeze_error && freeze_error->code == BE_FREEZE_LOST) {
         g_set_error(error, BE_ERROR, EHOSTDOWN,
@@ -60,6 +72,9 @@ gboolean be_quiesce_begin(Be *be, virDomainPtr domain, const char *uuid, BeQuies
         return FALSE;
     }
     if (window->frozen || how == BE_QUIESCE_TRY) {
+        if (freeze_error && freeze_error->code == EHOSTDOWN) {
+            tell(be, domain, uuid, freeze_error);
+        }
         return TRUE;
     }
     if (freeze_error) {
@@ -91,6 +106,6 @@ void be_quiesce_end(Be *be, virDomainPtr domain, const char *uuid, const char *a
     }
     window->frozen_us = MAX(g_get_monotonic_time() - window->begun_us, 1);
     if (window_us < FREEZE_MS * 1000) {
-        window->consistency = be_freeze_consistency(domain);
+        window->consistency = window->means;
     }
 }

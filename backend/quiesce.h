@@ -12,6 +12,7 @@
 typedef struct {
     gboolean frozen;           /* by us: be_quiesce_end() thaws */
     gint64 begun_us;           /* monotonic */
+    BeConsistency means;       /* the freeze, while it lasts */
     BeConsistency consistency; /* at the end: what was frozen all the time, and by what */
     gint64 frozen_us;          /* how long; 0: not at all */
 } BeWindow;

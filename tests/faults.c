@@ -222,6 +222,7 @@ static int is_file(int fd)
 int statvfs(const char *path, struct statvfs *space)
 {
     while (is_armed("statvfs") && strstr(path, "/hung/")) {
+        __atomic_store_n(&control->fired, 1, __ATOMIC_SEQ_CST);
         usleep(10000);
     }
     return REAL(statvfs)(path, space);

@@ -41,10 +41,13 @@ class Faults:
         self.map[:] = LAYOUT.pack(b"", nth, 0, 0)
         self.map[:32] = kind.encode().ljust(32, b"\0")
 
-    def disarm(self) -> bool:
-        """Whether a call has failed."""
-        self.map[:32] = bytes(32)
+    def fired(self) -> bool:
+        """Whether a call has failed, or hangs."""
         return bool(LAYOUT.unpack(self.map[:])[3])
+
+    def disarm(self) -> bool:
+        self.map[:32] = bytes(32)
+        return self.fired()
 
     def environment(self) -> dict[str, str]:
         libraries = [str(LIBRARY)]
@@ -241,7 +244,7 @@ def test_hung_scratch_harms_nobody_else(guest: Guest, guest2: Guest, mount, faul
     here, other = vm(mnt, guest) / "backups/now", vm(mnt, guest2) / "backups/now"
     expected = digest(here / "disks/vda.raw")
     faults.arm("statvfs", 1)
-    time.sleep(0.5)                         # its guard looks ten times a second
+    wait_for(faults.fired, 10, "its guard hangs")
     with within(30, "three backups beside it"):
         for _ in range(3):
             other.mkdir()
@@ -260,7 +263,7 @@ def test_hung_scratch_does_not_keep_us_from_ending(guest: Guest, mount, faults: 
     mnt = mount("qemu:///system", env=faults.environment())
     command(f"backup now scratch={hung_scratch}")(mnt, guest)
     faults.arm("statvfs", 1)
-    time.sleep(0.5)
+    wait_for(faults.fired, 10, "its guard hangs")
     mnt.signal(signal.SIGTERM)
     assert mnt.process.wait(70) == 0
     faults.disarm()

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import libvirt
 import pytest
 
-from bed import Guest, Mount, raises_errno, sh, wait_for
+from bed import Guest, Mount, libvirtd, raises_errno, sh, wait_for
 from test_backup import collection, text
 from test_recovery import job_files, kill, remount
 
@@ -199,6 +201,53 @@ def test_held_freeze_ends_with_the_daemon(guest: Guest, mount) -> None:
     again.signal(signal.SIGTERM)
     assert again.process.wait(30) == 0
     assert is_thawed(guest) and not job_files()
+
+
+def marks() -> list[Path]:
+    return [p for p in job_files() if p.name.endswith(".frozen")]
+
+
+def answers(guest: Guest) -> bool:
+    with contextlib.suppress(libvirt.libvirtError):
+        guest.command("guest-ping", timeout=2)
+        return True
+    return False
+
+
+# libvirt 9.0 then waits 30 s for the backup, which it would end itself but for that, and
+# has lost the agent.
+def test_guest_is_rebooted_during_a_backup(make_guest, mnt: Mount) -> None:        # row 102
+    guest = make_guest()
+    now = collection(mnt, guest) / "now"
+    control(mnt, guest).write_text("freeze timeout=60\n")
+    now.mkdir()
+    assert text(now / "consistency") == "filesystem"
+    guest.domain.reset()
+    wait_for(lambda: not answers(guest), 20, "it boots")
+    control(mnt, guest).write_text("thaw\n")
+    assert not marks(), "a guest that was reset is thawed"
+    with raises_errno(errno.EHOSTDOWN):
+        control(mnt, guest).write_text("freeze\n")
+    assert "restart libvirtd" in last_error(mnt, guest) and not marks()
+
+    def ended() -> bool:
+        with contextlib.suppress(OSError):
+            now.rmdir()
+        return not now.exists()
+    wait_for(ended, 60, "ended")
+    # A later backup is made all the same, and says what it lacks.
+    now.mkdir()
+    if not answers(guest):
+        assert text(now / "consistency") == "crash"
+        assert "not frozen: libvirt has lost the guest agent" in last_error(mnt, guest)
+    now.rmdir()
+    assert not job_files()
+    libvirtd("restart")
+    guest.wait_agent()
+    wait_for(lambda: "connected: yes" in (mnt.path / ".vmsnapfs/stats").read_text(), 30, "again")
+    now.mkdir()
+    assert text(now / "consistency") == "filesystem"
+    now.rmdir()
 
 
 def watchdogs() -> list[int]:

@@ -277,6 +277,19 @@ def beside(guest: Guest, kind: str, delay: float) -> Iterator[None]:
         yield
 
 
+def needed_restart(guest: Guest, kind: str) -> bool:
+    """libvirt 9.0 does not see an agent go and come back while a backup runs."""
+    try:
+        guest.wait_agent(30)
+    except AssertionError:
+        assert kind in ("killed", "rebooted"), kind
+    else:
+        return False
+    libvirtd("restart")
+    guest.wait_agent()
+    return True
+
+
 def test_agent_fails_around_the_freeze(make_guest, mnt: Mount) -> None:
     """By its disk one sees that the guest is thawed: nobody has to be asked."""
     guest = make_guest(writer=True)
@@ -315,7 +328,7 @@ def test_agent_fails_around_the_freeze(make_guest, mnt: Mount) -> None:
                     now.rmdir()
             return not now.exists() and not job_files()
         wait_for(ended, 60, f"{kind}: nothing left")
-        guest.wait_agent()
+        lost += needed_restart(guest, kind)
         wait_for(lambda: is_thawed(guest), 15, f"{kind}: thawed")
         done += 1
     print(f"{done} runs; the longest from the mkdir to a write: {longest}; "
