@@ -330,29 +330,6 @@ void be_backups_print(Be *be, GString *out)
 
 /* ---- Still there? ------------------------------------------------------------------ */
 
-int backup_job_is_ours(Backup *backup, virDomainPtr domain, GError **error)
-{
-    char *xml = virDomainBackupGetXMLDesc(domain, 0);
-    g_autoptr(BeXmlBackup) parsed = NULL;
-
-    if (!xml) {
-        virErrorPtr err = virGetLastError();
-
-        if (err && (err->code == VIR_ERR_NO_DOMAIN_BACKUP || err->code == VIR_ERR_NO_DOMAIN
-                    || err->code == VIR_ERR_OPERATION_INVALID)) {
-            return 0;
-        }
-        be_error_from_libvirt(error, "cannot ask for the backup job");
-        return -1;
-    }
-    parsed = be_xml_backup_parse(xml, error);
-    free(xml);
-    if (!parsed) {
-        return -1;
-    }
-    return g_strcmp0(parsed->socket, backup->socket) == 0;
-}
-
 /* A guest that shuts down loses its jobs a moment before it is off. */
 static gboolean is_stopping(virDomainPtr domain)
 {
@@ -460,72 +437,6 @@ void be_backups_orphan(Be *be, Backup *backup)
     g_mutex_unlock(&be->backups->lock);
 }
 
-/* Who had a backup before the crash finds it gone, and should find out why. */
-static void tell_ended(Backup *backup, gboolean ran)
-{
-    if (backup->stage == BACKUP_BEGUN) {
-        g_info("removed what was left of the backup '%s'", backup->pub.name);
-        return;
-    }
-    backup_notify(backup, BE_EVENT_BACKUP_ENDED, 0,
-                  backup->stage == BACKUP_DOOMED
-                      ? "it had failed before a restart; what was left of it is removed"
-                  : ran ? "ended after a restart (-o recover=end)"
-                        : "it did not outlive a restart; what was left of it is removed");
-}
-
-/* Whether the fate of an orphan is settled. */
-static gboolean recover_one(Be *be, Backup *backup)
-{
-    g_autoptr(GError) error = NULL;
-    g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, backup->pub.domain_uuid, &error);
-    gboolean settled;
-    int ours = 0;
-
-    /* Its machine is about to be turned off: this is no backup to be given back. */
-    if (be_paused_is_left(be, backup->pub.domain_uuid)) {
-        return FALSE;
-    }
-    be_crash_point("recover", "look", "before");
-    if (domain && backup->socket) {
-        ours = backup_job_is_ours(backup, domain, &error);
-    }
-    if (error && error->code != ENOENT) {
-        g_warning("backup '%s' cannot be looked at: %s", backup->pub.name, error->message);
-        return FALSE;
-    }
-    g_clear_error(&error);
-    if (ours == 1 && backup->stage == BACKUP_LISTED && backup->fate == BACKUP_UNDECIDED
-        && be->recover == BE_RECOVER_ADOPT) {
-        be_backups_list(be, backup);
-        be_scratch_watch(backup);
-        be_idle_watch(backup);
-        backup_notify(backup, BE_EVENT_BACKUP_STARTED, 0, "taken up again after a restart");
-        be_crash_point("recover", "adopt", "after");
-        return TRUE;
-    }
-    if (ours == 1 && be_scratch_stalls(backup, domain)) {
-        g_atomic_int_set(&backup->scratch_full, 1);
-    }
-    if (ours == 1 && !backup_abort(backup, &error)) {
-        g_warning("backup '%s' cannot be ended: %s", backup->pub.name, error->message);
-        return FALSE;
-    }
-    be_crash_point("recover", "abort", "after");
-    settled = backup_chain_settle(backup, &error);
-    be_scratch_resume(backup);
-    backup_release(backup);
-    be_crash_point("recover", "release", "after");
-    if (!settled) {
-        g_warning("the checkpoint of backup '%s' is left: %s", backup->pub.name, error->message);
-        return FALSE;
-    }
-    be_journal_remove(be, backup->pub.id);
-    be_crash_point("recover", "record", "after");
-    tell_ended(backup, ours == 1);
-    return TRUE;
-}
-
 void be_backups_recover(Be *be)
 {
     g_autoptr(GPtrArray) orphans = NULL;
@@ -539,7 +450,7 @@ void be_backups_recover(Be *be)
     for (guint i = 0; i < orphans->len; i++) {
         Backup *backup = g_ptr_array_index(orphans, i);
 
-        if (!recover_one(be, backup)) {
+        if (!backup_recover(be, backup)) {
             be_backups_orphan(be, backup);
         }
     }

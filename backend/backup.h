@@ -198,6 +198,13 @@ void backup_release(Backup *backup);
 int backup_job_is_ours(Backup *backup, virDomainPtr domain, GError **error);
 
 /**
+ * backup_recover: adopts or ends a backup of an earlier process (-o recover).
+ * Blocks, for a second more where libvirt may still be beginning it; query workers.
+ * Returns: whether its fate is settled; if not, it is to be asked again.
+ */
+gboolean backup_recover(Be *be, Backup *backup);
+
+/**
  * backup_abort: ends the job on the host and waits until it is gone, at most
  * 45 s.  Closes the streams first: QEMU 7.2 can hang for ever when its NBD server
  * is stopped under a client.  TRUE also where there is none.  Blocks; workers.

@@ -4,7 +4,7 @@
  *
  * The file that FAULTS names is the control, shared with the test, which changes
  * it while the daemon runs: so one daemon serves all n.  Kinds: "libvirt", "nbd",
- * and "open", "write", "fsync", "rename", "mkdir" of the C library.  Allocation is
+ * and "open", "pread", "write", "fsync", "rename", "mkdir" of the C library.  Allocation is
  * left out: GLib ends the process when there is no memory.
  *
  * A call of libvirt fails as with an invalid object, so that libvirt's own error is
@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <libnbd.h>
 #include <libvirt/libvirt.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -90,8 +91,6 @@ static int fails(const char *kind)
 LIBVIRT(int, virDomainAbortJob, (DOM), (dom), (NULL))
 LIBVIRT(int, virDomainAgentSetResponseTimeout, (DOM, int timeout, FLAGS), (dom, timeout, flags),
         (NULL, timeout, flags))
-LIBVIRT(int, virDomainBackupBegin, (DOM, const char *backup, const char *checkpoint, FLAGS),
-        (dom, backup, checkpoint, flags), (NULL, backup, checkpoint, flags))
 LIBVIRT(char *, virDomainBackupGetXMLDesc, (DOM, FLAGS), (dom, flags), (NULL, flags))
 LIBVIRT(int, virDomainFSFreeze, (DOM, const char **points, unsigned int n, FLAGS),
         (dom, points, n, flags), (NULL, points, n, flags))
@@ -143,6 +142,31 @@ LIBVIRT(int, virConnectGetAllDomainStats,
         (virConnectPtr conn, unsigned int stats, virDomainStatsRecordPtr **list, FLAGS),
         (conn, stats, list, flags), (NULL, stats, list, flags))
 LIBVIRT(char *, virConnectGetCapabilities, (virConnectPtr conn), (conn), (NULL))
+
+/* As on a host so busy that QEMU does nothing yet. */
+static void stop_qemu(DOM)
+{
+    char path[256] = "", text[32] = "";
+    int fd;
+
+    snprintf(path, sizeof(path), "/run/libvirt/qemu/%s.pid", virDomainGetName(dom));
+    fd = (int)syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        if (read(fd, text, sizeof(text) - 1) > 0 && atoi(text) > 1) {
+            kill(atoi(text), SIGSTOP);
+        }
+        close(fd);
+    }
+}
+
+/* "begin": QEMU is stopped when it is to begin. */
+int virDomainBackupBegin(DOM, const char *backup, const char *checkpoint, FLAGS)
+{
+    if (fails("begin")) {
+        stop_qemu(dom);
+    }
+    return REAL(virDomainBackupBegin)(fails("libvirt") ? NULL : dom, backup, checkpoint, flags);
+}
 
 /*
  * "stuck": a save fails, and libvirt cannot have the guest run on; "paused": it only has
@@ -234,6 +258,15 @@ ssize_t write(int fd, const void *data, size_t size)
         return with_errno(ENOSPC);
     }
     return REAL(write)(fd, data, size);
+}
+
+/* What is read of images; libfuse reads in other ways. */
+ssize_t pread(int fd, void *data, size_t size, off_t offset)
+{
+    if (control && is_file(fd) && fails("pread")) {
+        return with_errno(EIO);
+    }
+    return REAL(pread)(fd, data, size, offset);
 }
 
 FAULT("fsync", int, fsync, (int fd), (fd), with_errno(EIO))

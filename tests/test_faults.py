@@ -10,6 +10,7 @@ import os
 import signal
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import pytest
 from bed import VMSNAPFS, Guest, Mount, bed_dir, raises_errno, wait_for, within
 from test_backup import digest, text
 from test_crash import KINDS, command, drop, is_thawed, make, vm, wait_clean, world
+from test_recovery import kill, remount
 
 LIBRARY = VMSNAPFS.parent.parent / "tests" / "faults.so"
 LAYOUT = struct.Struct("32sIII")
@@ -116,8 +118,8 @@ OPERATIONS = (
     Operation("rmdir", drop("backups"), ("libvirt", "open"), make("backups")),
     Operation("rmdir-off", drop("backups"), ("libvirt", "open"), make("backups"), off=True),
     Operation("read", read("disks/vda.raw"), ("nbd", "libvirt"), make("backups")),
-    Operation("read-off", read("disks/vda.raw"), ("nbd", "open"), make("backups"), off=True),
-    Operation("read-full", read("full/vda.qcow2"), ("nbd",), make("backups"), off=True),
+    Operation("read-off", read("disks/vda.raw"), ("pread", "open"), make("backups"), off=True),
+    Operation("read-full", read("full/vda.qcow2"), ("pread",), make("backups"), off=True),
     Operation("freeze", freeze_and_thaw, ("libvirt", *FILES)),
     Operation("suspend", suspend_and_resume, ("libvirt",)),
     Operation("look", look, ("libvirt", "open")),
@@ -200,6 +202,35 @@ def test_every_call_fails_once(operation: Operation, machine: Guest, mount,
             nth += step(nth)
         put_back(mnt, machine, operation, before)
         print(f"{operation.name}: {done} calls of {kind} failed, the last was number {nth}")
+
+
+### Killed while libvirt is still at it
+
+def test_daemon_is_killed_before_the_backup_has_begun(guest: Guest, mount,
+                                                      faults: Faults) -> None:
+    """libvirt goes on with the call: nobody would end what comes of it."""
+    before, qemu = world(guest), guest.qemu_pid()
+    mnt = mount("qemu:///system", "quiesce=off", env=faults.environment())
+
+    def begin() -> None:
+        with raises_errno(errno.ENOTCONN, errno.ECONNABORTED):
+            make("backups")(mnt, guest)
+    maker = threading.Thread(target=begin)
+    faults.arm("begin", 1)
+    maker.start()
+    goes_on = threading.Timer(2, os.kill, (qemu, signal.SIGCONT))
+    try:
+        wait_for(faults.fired, 30, "it begins")
+        wait_for(lambda: guest.domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK, 30,
+                 "libvirt waits for QEMU")
+        kill(mnt)
+        goes_on.start()
+        remount(mount, mnt)
+    finally:
+        goes_on.cancel()
+        os.kill(qemu, signal.SIGCONT)
+        maker.join(30)
+    wait_clean(guest, before, "killed while it began", 60)
 
 
 ### A save fails, and libvirt leaves the guest paused
