@@ -203,19 +203,6 @@ static gboolean is_half_switched(const DeletePlan *plan)
     return FALSE;
 }
 
-/* Whoever cancelled a deletion does not want it to go on by itself. */
-void delete_record_end(DeletePlan *plan, gboolean good)
-{
-    gboolean half = !good && plan->begun && !be_job_is_cancelled(plan->job);
-
-    if (half || is_half_switched(plan)) {
-        delete_record_give_up(plan);
-    } else if (plan->recorded || good) {
-        be_record_remove(plan->be, KIND, plan->uuid);   /* that of an earlier attempt, too */
-    }
-    plan->recorded = FALSE;
-}
-
 #define RETRY_MS 1000
 #define RETRY_BUSY_MS 5000
 
@@ -237,6 +224,25 @@ static gboolean recover_again(gpointer data)
 static void recover_later(Be *be, guint delay_ms)
 {
     g_source_unref(be_timer_add(be, delay_ms, recover_again, be, NULL));
+}
+
+/*
+ * Whoever cancelled a deletion does not want it to go on by itself.  Where the snapshot
+ * is gone and only its files could not be removed, that is tried once more.
+ */
+void delete_record_end(DeletePlan *plan, gboolean good)
+{
+    gboolean half = !good && plan->begun && !be_job_is_cancelled(plan->job);
+
+    if (half || is_half_switched(plan)) {
+        delete_record_give_up(plan);
+        if (half && plan->forgotten) {
+            recover_later(plan->be, RETRY_MS);
+        }
+    } else if (plan->recorded || good) {
+        be_record_remove(plan->be, KIND, plan->uuid);   /* that of an earlier attempt, too */
+    }
+    plan->recorded = FALSE;
 }
 
 /* Nobody's job lock may be waited for, nor a reader be shown what is half written. */

@@ -337,6 +337,7 @@ static gboolean delete_by_us(DeletePlan *plan, const BeTree *tree, const BeTreeS
         return FALSE;
     }
     plan->begun = TRUE;
+    plan->forgotten = TRUE;
     be_crash_point("delete", "forget", "after");
     return !be_fail_point("delete", "forget", "after", error) && delete_clear(plan, error);
 }
@@ -360,6 +361,7 @@ static gboolean delete_natively(DeletePlan *plan, const BeTree *tree,
         return FALSE;
     }
     plan->begun = TRUE;
+    plan->forgotten = TRUE;
     be_crash_point("delete", "libvirt", "after");
     be_change_mend(plan->be, plan->uuid, name);
     return !be_fail_point("delete", "libvirt", "after", error) && delete_clear(plan, error);
@@ -387,6 +389,7 @@ gboolean delete_one(DeletePlan *plan, const char *name, GError **error)
     const BeTreeSnapshot *snapshot = tree ? be_tree_snapshot(tree, name) : NULL;
 
     plan->begun = FALSE;
+    plan->forgotten = FALSE;
     if (!tree) {
         return FALSE;
     }

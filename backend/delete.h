@@ -53,6 +53,7 @@ typedef struct {
     gboolean no_return;        /* a disk is merged: the others follow, whoever cancels */
     GPtrArray *disks;          /* of DeleteDisk: of the snapshot under way */
     gboolean begun;            /* what was done to the snapshot cannot be taken back */
+    gboolean forgotten;        /* a snapshot is gone: its files may be left */
     gboolean broken_before;    /* an earlier attempt has begun already */
     GArray *stamps;            /* delete_stamps_new(): the images that are written into, before */
     GPtrArray *drops;          /* of char *: its images that go once it is forgotten */

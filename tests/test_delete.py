@@ -598,6 +598,8 @@ def test_steps_fail(bare2: Bare, active: bool) -> None:  # noqa: F811
                 revert(mnt, bare2, "s1")
             with raises_errno(errno.EUCLEAN):
                 read_disk(here / "disks/vda.raw")
+        else:
+            wait_for(no_records, 60, f"what is left goes by itself: {point}")
         mnt.finish()
         again = daemon()
         if point in WHOLE:
