@@ -18,6 +18,7 @@
 /* The compiler has included the header already; here the real ones are meant. */
 #undef g_atomic_rc_box_release
 #undef g_atomic_rc_box_release_full
+#undef g_thread_pool_free
 #undef g_thread_pool_new
 #undef g_thread_pool_push
 #undef g_source_set_callback
@@ -153,6 +154,7 @@ static void pool_main(gpointer data, gpointer user)
 
     __tsan_acquire(data);
     pool->func(data, pool->user);
+    __tsan_release(pool);
 }
 
 /* The wrapper lives as long as the process: a pool of ours does, too. */
@@ -170,6 +172,17 @@ gboolean tsan_g_thread_pool_push(GThreadPool *pool, gpointer data, GError **erro
 {
     __tsan_release(data);
     return g_thread_pool_push(pool, data, error);
+}
+
+/* Whoever has waited for the pool's end has seen what its threads did. */
+void tsan_g_thread_pool_free(GThreadPool *pool, gboolean immediate, gboolean wait)
+{
+    Pool *ours = pool->user_data;
+
+    g_thread_pool_free(pool, immediate, wait);
+    if (wait) {
+        __tsan_acquire(ours);
+    }
 }
 
 /* ---- Sources -------------------------------------------------------------------- */

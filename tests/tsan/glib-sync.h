@@ -20,6 +20,7 @@ void tsan_g_cond_signal(GCond *cond);
 void tsan_g_cond_broadcast(GCond *cond);
 GThreadPool *tsan_g_thread_pool_new(GFunc func, gpointer user, gint max_threads, gboolean exclusive,
                                     GError **error);
+void tsan_g_thread_pool_free(GThreadPool *pool, gboolean immediate, gboolean wait);
 gboolean tsan_g_thread_pool_push(GThreadPool *pool, gpointer data, GError **error);
 void tsan_g_source_set_callback(GSource *source, GSourceFunc func, gpointer data,
                                 GDestroyNotify destroy);
@@ -37,6 +38,7 @@ void tsan_g_atomic_rc_box_release_full(gpointer box, GDestroyNotify clear);
 #define g_cond_wait_until tsan_g_cond_wait_until
 #define g_cond_signal tsan_g_cond_signal
 #define g_cond_broadcast tsan_g_cond_broadcast
+#define g_thread_pool_free tsan_g_thread_pool_free
 #define g_thread_pool_new tsan_g_thread_pool_new
 #define g_thread_pool_push tsan_g_thread_pool_push
 #define g_source_set_callback tsan_g_source_set_callback
