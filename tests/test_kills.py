@@ -130,6 +130,11 @@ class Killed(Walk):
             mnt.process.wait(10)
             self.log.append("*** kill -9")
 
+    def check(self) -> None:
+        """Also where it stands: a revert may change nothing else."""
+        super().check()
+        assert self.guest.current() == self.model.current
+
     def settle(self, after: Model | None) -> None:
         begin = time.monotonic()
         wait_for(settled, 60, "settled")
