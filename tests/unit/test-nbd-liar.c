@@ -88,6 +88,7 @@ static GPid liar_start(const char *lie)
     return server_start_line(line);
 }
 
+/* faults.md 52 (negative-size), 53 (short, missing, misplaced, overlapping), 54 (tls-required). */
 static void test_lies_about_data(gconstpointer lie)
 {
     GPid pid = liar_start(lie);
@@ -104,6 +105,7 @@ static void test_lies_about_data(gconstpointer lie)
     server_stop(pid);
 }
 
+/* faults.md 53. */
 static void test_lies_about_extents(gconstpointer lie)
 {
     GPid pid = liar_start(lie);
@@ -164,6 +166,7 @@ static void test_chaos(void)
     server_stop(pid);
 }
 
+/* faults.md 53. */
 static void test_extents_past_end_are_cut(void)
 {
     GPid pid = liar_start("past-end");

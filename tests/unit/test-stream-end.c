@@ -22,6 +22,7 @@ static gint64 elapsed_ms(gint64 start_us)
 
 /* ---- The server goes ---------------------------------------------------------------- */
 
+/* faults.md 50: EIO, never zeroes; with a job: tests/test_backup.py. */
 static void test_death_is_eio(void)
 {
     GPid pid = server_start("pattern size=256M");
@@ -49,6 +50,7 @@ static void test_death_is_eio(void)
     stream_end(stream);
 }
 
+/* faults.md 50: one new connection. */
 static void test_new_server_is_found(void)
 {
     GPid pid = server_start("pattern size=64M");
@@ -274,6 +276,7 @@ static void test_free_inside_done(void)
 
 /* ---- Time ------------------------------------------------------------------------------ */
 
+/* faults.md 51; that a signal ends the wait: tests/test_interrupt.py. */
 static void test_deadline(void)
 {
     GPid pid = server_start("--filter=delay pattern size=64M delay-read=3");

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <glib/gstdio.h>
+
 #include "stream-tool.h"
 
 /* ---- Right bytes ------------------------------------------------------------------ */
@@ -239,10 +241,27 @@ static void test_no_map_is_all_data(void)
 
 /* ---- Errors ------------------------------------------------------------------------ */
 
-static void test_errors_hit_single_reads(void)
+typedef struct {
+    const char *errnum;        /* what the server says */
+    const char *rate;
+    int failed_min;            /* of 1000 reads, each of which is tried twice */
+    int failed_max;
+} Errors;
+
+static const Errors errors[] = {
+    {"EIO", "1%", 0, 60},
+    {"ESHUTDOWN", "10%", 20, 300},
+    {"ENOSPC", "100%", 1000, 1000},
+};
+
+/* faults.md 49: EIO for the reads that failed, and right bytes for all others. */
+static void test_errors_hit_single_reads(gconstpointer data)
 {
-    GPid pid = server_start("--filter=error pattern size=64M error-pread=ESHUTDOWN"
-                            " error-pread-rate=10%");
+    const Errors *kind = data;
+    g_autofree char *plugin =
+        g_strdup_printf("--filter=error pattern size=64M error-pread=%s error-pread-rate=%s",
+                        kind->errnum, kind->rate);
+    GPid pid = server_start(plugin);
     BeStream *stream = be_stream_new_nbd(socket_path, "", 64 * MIB, 0);
     BeReader *reader = be_reader_new(stream);
     g_autoptr(Call) call = call_new();
@@ -261,8 +280,35 @@ static void test_errors_hit_single_reads(void)
         }
     }
     g_test_message("%d of 1000 reads failed", failed);
-    g_assert_cmpint(failed, >, 20);
-    g_assert_cmpint(failed, <, 300);
+    g_assert_cmpint(failed, >=, kind->failed_min);
+    g_assert_cmpint(failed, <=, kind->failed_max);
+    be_reader_free(reader);
+    stream_end(stream);
+    server_stop(pid);
+}
+
+/* faults.md 49: the connection is kept, and what was wrong is not remembered. */
+static void test_errors_end(void)
+{
+    g_autofree char *trigger = g_strconcat(socket_path, ".error", NULL);
+    g_autofree char *plugin =
+        g_strdup_printf("--filter=error --filter=limit pattern size=64M limit=8"
+                        " error-pread=EIO error-pread-rate=100%% error-pread-file=%s", trigger);
+    GPid pid = server_start(plugin);
+    BeStream *stream = be_stream_new_nbd(socket_path, "", 64 * MIB, 0);
+    BeReader *reader = be_reader_new(stream);
+    g_autoptr(Call) call = call_new();
+
+    for (int round = 0; round < 3; round++) {
+        assert_read(reader, call, 40 * MIB, 128 * KIB);
+        assert_read(reader, call, 20 * MIB, 4096);
+        g_assert_true(g_file_set_contents(trigger, "", 0, NULL));
+        g_assert_cmpint(read_into(reader, call, 50 * MIB, 128 * KIB), ==, EIO);
+        g_assert_cmpint(read_into(reader, call, 30 * MIB, 4096), ==, EIO);
+        g_assert_cmpint(g_unlink(trigger), ==, 0);
+        assert_read(reader, call, 50 * MIB, 128 * KIB);
+        assert_read(reader, call, 30 * MIB, 4096);
+    }
     be_reader_free(reader);
     stream_end(stream);
     server_stop(pid);
@@ -288,6 +334,7 @@ static void test_bad_sector(void)
     server_stop(pid);
 }
 
+/* faults.md 52; a negative size: test-nbd-liar.c. */
 static void test_wrong_size_is_refused(void)
 {
     static const guint64 sizes[] = {MIB - 1, MIB + 1, 0x7fffffffffffffff};
@@ -308,6 +355,7 @@ static void test_wrong_size_is_refused(void)
     server_stop(pid);
 }
 
+/* faults.md 52. */
 static void test_huge_size_is_refused(void)
 {
     GPid pid = server_start("null size=9223372036854775807");
@@ -356,7 +404,13 @@ int main(int argc, char **argv)
     g_test_add_func("/stream/edges-of-a-read", test_edges_of_a_read);
     g_test_add_func("/stream/holes", test_holes);
     g_test_add_func("/stream/no-map-is-all-data", test_no_map_is_all_data);
-    g_test_add_func("/stream/errors-hit-single-reads", test_errors_hit_single_reads);
+    for (guint i = 0; i < G_N_ELEMENTS(errors); i++) {
+        g_autofree char *path = g_strconcat("/stream/errors-hit-single-reads/", errors[i].errnum,
+                                            NULL);
+
+        g_test_add_data_func(path, &errors[i], test_errors_hit_single_reads);
+    }
+    g_test_add_func("/stream/errors-end", test_errors_end);
     g_test_add_func("/stream/bad-sector", test_bad_sector);
     g_test_add_func("/stream/wrong-size-is-refused", test_wrong_size_is_refused);
     g_test_add_func("/stream/huge-size-is-refused", test_huge_size_is_refused);
