@@ -70,6 +70,12 @@ def backup(views_guest: Guest, mnt: Mount) -> Iterator[Path]:
 
 ### Maps
 
+def listens(socket: Path) -> bool:
+    """Whether a connection would be taken: the name is there a moment earlier."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return any(line.endswith(f" {socket}") and line.split()[3] == "00010000" for line in lines)
+
+
 @contextlib.contextmanager
 def export_of(backup: Path, guest: Guest, disk: Disk, tmp_path: Path) -> Iterator[str]:
     """An NBD export of the disk: libvirt's, or that of a qemu-nbd over its image."""
@@ -82,7 +88,7 @@ def export_of(backup: Path, guest: Guest, disk: Disk, tmp_path: Path) -> Iterato
     socket = tmp_path / "s"
     process = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", str(socket), "-f", disk.format,
                                 str(guest.disk_path(disk.target))])
-    wait_for(socket.exists, 10, "qemu-nbd listens")
+    wait_for(lambda: listens(socket), 60, "qemu-nbd listens")
     try:
         yield f"nbd+unix:///?socket={socket}"
     finally:
