@@ -12,6 +12,7 @@
 #include <sys/statvfs.h>
 
 #include "backend/blockjob.h"
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/foreign-job.h"
 #include "backend/image.h"
@@ -196,11 +197,9 @@ static gboolean disk_uses(const BeXmlDisk *disk, const Wanted *wanted)
 static gboolean domain_uses(virDomainPtr domain, unsigned flags, const char *not_target,
                             const Wanted *wanted)
 {
-    char *xml = virDomainGetXMLDesc(domain, flags);
-    g_autoptr(BeXmlDomain) parsed = xml ? be_xml_domain_parse(xml, NULL) : NULL;
+    g_autoptr(BeXmlDomain) parsed = be_domain_read(domain, flags, NULL);
     gboolean uses = FALSE;
 
-    free(xml);
     for (guint i = 0; parsed && i < parsed->disks->len && !uses; i++) {
         const BeXmlDisk *disk = g_ptr_array_index(parsed->disks, i);
 

@@ -9,11 +9,11 @@
 #include "backend/blockjob.h"
 
 #include <errno.h>
-#include <libvirt/virterror.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/step.h"
 
@@ -82,7 +82,7 @@ void block_job_free(gpointer data)
 
 gboolean block_job_read_domain(BlockJob *block, GError **error)
 {
-    char *xml;
+    BeXmlDomain *xml;
 
     if (block->domain) {
         virDomainFree(block->domain);
@@ -91,18 +91,12 @@ gboolean block_job_read_domain(BlockJob *block, GError **error)
     if (!block->domain) {
         return FALSE;
     }
-    xml = virDomainGetXMLDesc(block->domain, 0);
+    xml = be_domain_read(block->domain, 0, error);
     if (!xml) {
-        be_error_from_libvirt(error, "cannot read the domain's XML");
         return FALSE;
     }
-    block->disk = NULL;
     be_xml_domain_free(block->xml);
-    block->xml = be_xml_domain_parse(xml, error);
-    free(xml);
-    if (!block->xml) {
-        return FALSE;
-    }
+    block->xml = xml;
     if (!block->name) {
         block->name = g_strdup(block->xml->name);
     }
@@ -335,15 +329,12 @@ static void remove_copy(BlockJob *block)
     g_autoptr(BeXmlDomain) inactive = NULL;
     const BeXmlDisk *disk = NULL;
     struct stat attr;
-    char *xml;
 
     if (block->kind != BE_BLOCK_COPY || lstat(block->to, &attr) < 0 || !S_ISREG(attr.st_mode)
         || !block_job_read_domain(block, &error)) {
         return;
     }
-    xml = virDomainGetXMLDesc(block->domain, VIR_DOMAIN_XML_INACTIVE);
-    inactive = xml ? be_xml_domain_parse(xml, NULL) : NULL;
-    free(xml);
+    inactive = be_domain_read(block->domain, VIR_DOMAIN_XML_INACTIVE, NULL);
     disk = inactive ? be_xml_domain_disk(inactive, block->target) : NULL;
     if ((block->disk && chain_has(block->disk, block->to)) || !inactive
         || (disk && chain_has(disk, block->to))) {

@@ -10,6 +10,7 @@
 
 #include "backend/checkpoint.h"
 #include "backend/disk.h"
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/prune.h"
 #include "backend/trust.h"
@@ -393,25 +394,13 @@ gboolean backup_chain_refuse(const BackupPlan *plan, GError **error)
 
 /* ---- Steps --------------------------------------------------------------------------------- */
 
-/* A machine that was off has no backing chains in its XML before it is held. */
-static gboolean read_running(BackupPlan *plan, GError **error)
-{
-    char *xml = virDomainGetXMLDesc(plan->domain, 0);
-
-    if (!xml) {
-        be_error_from_libvirt(error, "cannot read the domain's XML");
-        return FALSE;
-    }
-    plan->running = be_xml_domain_parse(xml, error);
-    free(xml);
-    return plan->running != NULL;
-}
-
 gboolean backup_chain_step_plan(gpointer work, GError **error)
 {
     BackupPlan *plan = work;
 
-    if (!read_running(plan, error) || !chain_plan(plan, error)) {
+    /* A machine that was off has no backing chains in its XML before it is held. */
+    plan->running = be_domain_read(plan->domain, 0, error);
+    if (!plan->running || !chain_plan(plan, error)) {
         return FALSE;
     }
     return (!plan->record || be_trust_write(plan->be, plan->record, error))

@@ -9,13 +9,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libvirt/libvirt.h>
-#include <libvirt/virterror.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "backend/backup.h"
+#include "backend/domain-read.h"
 #include "backend/error.h"
+#include "backend/foreign-job.h"
 #include "backend/freeze.h"
 #include "backend/image.h"
 #include "backend/lease.h"
@@ -24,49 +25,19 @@
 
 /* ---- Is anything in the way? ------------------------------------------------------- */
 
-static gboolean no_block_job(virDomainPtr domain, const BeXmlDomain *xml, GError **error)
-{
-    for (guint i = 0; i < xml->disks->len; i++) {
-        const BeXmlDisk *disk = g_ptr_array_index(xml->disks, i);
-        virDomainBlockJobInfo info;
-
-        if (virDomainGetBlockJobInfo(domain, disk->target, &info, 0) > 0) {
-            g_set_error(error, BE_ERROR, EBUSY,
-                        "a block job runs on disk '%s' (virsh blockjob); wait for its end",
-                        disk->target);
-            return FALSE;
-        }
-    }
-    return TRUE;
-}
-
 static gboolean no_job(virDomainPtr domain, GError **error)
 {
-    g_autoptr(BeXmlDomain) xml = NULL;
-    virDomainJobInfo info;
-    char *text;
+    g_autoptr(BeXmlDomain) xml = be_domain_read(domain, 0, error);
+    g_autoptr(GError) failure = NULL;
 
-    if (virDomainGetJobInfo(domain, &info) < 0) {
-        if (virGetLastErrorCode() == VIR_ERR_OPERATION_INVALID) {
-            return TRUE;       /* off by now */
-        }
-        be_error_from_libvirt(error, "cannot ask for the domain's job");
+    if (!xml) {
         return FALSE;
     }
-    if (info.type != VIR_DOMAIN_JOB_NONE) {
-        g_set_error(error, BE_ERROR, EBUSY,
-                    "a job of another program runs on this domain since %llu s (virsh domjobinfo)",
-                    info.timeElapsed / 1000);
-        return FALSE;
+    if (be_domain_is_idle(domain, xml, &failure) || virDomainIsActive(domain) == 0) {
+        return TRUE;           /* or off by now */
     }
-    text = virDomainGetXMLDesc(domain, 0);
-    if (!text) {
-        be_error_from_libvirt(error, "cannot read the domain's XML");
-        return FALSE;
-    }
-    xml = be_xml_domain_parse(text, error);
-    free(text);
-    return xml && no_block_job(domain, xml, error);
+    g_propagate_error(error, g_steal_pointer(&failure));
+    return FALSE;
 }
 
 gboolean be_change_nothing_runs(Be *be, virDomainPtr domain, const char *uuid, GError **error)
@@ -234,9 +205,9 @@ static gboolean chain_has(const BeXmlLevel *top, const BeTreeImage *image)
            && st.st_ino == image->ino;
 }
 
-static gboolean text_uses(const char *text, const BeTreeImage *image)
+static gboolean definition_uses(virDomainPtr domain, guint flags, const BeTreeImage *image)
 {
-    g_autoptr(BeXmlDomain) xml = text ? be_xml_domain_parse(text, NULL) : NULL;
+    g_autoptr(BeXmlDomain) xml = be_domain_read(domain, flags, NULL);
 
     for (guint i = 0; xml && i < xml->disks->len; i++) {
         const BeXmlDisk *disk = g_ptr_array_index(xml->disks, i);
@@ -250,13 +221,8 @@ static gboolean text_uses(const char *text, const BeTreeImage *image)
 
 static gboolean domain_uses(virDomainPtr domain, const BeTreeImage *image)
 {
-    char *live = virDomainGetXMLDesc(domain, 0);
-    char *inactive = virDomainGetXMLDesc(domain, VIR_DOMAIN_XML_INACTIVE);
-    gboolean uses = text_uses(live, image) || text_uses(inactive, image);
-
-    free(live);
-    free(inactive);
-    return uses;
+    return definition_uses(domain, 0, image)
+           || definition_uses(domain, VIR_DOMAIN_XML_INACTIVE, image);
 }
 
 char *be_change_used_elsewhere(virConnectPtr conn, const char *uuid, const BeTreeImage *image,

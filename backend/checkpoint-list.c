@@ -6,11 +6,11 @@
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
-#include <libvirt/virterror.h>
 
 #include "backend/backend-checkpoint.h"
 #include "backend/backup.h"
 #include "backend/checkpoint.h"
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/foreign-job.h"
 #include "backend/job.h"
@@ -204,21 +204,9 @@ static char *make_domain_xml(Be *be G_GNUC_UNUSED, virDomainPtr domain, const Te
     return xml ? g_steal_pointer(&parsed->domain_xml) : NULL;
 }
 
-static BeXmlDomain *read_domain(virDomainPtr domain, GError **error)
-{
-    char *xml = virDomainGetXMLDesc(domain, 0);
-    BeXmlDomain *parsed = xml ? be_xml_domain_parse(xml, error) : NULL;
-
-    if (!xml) {
-        be_error_from_libvirt(error, "cannot read the domain's XML");
-    }
-    free(xml);
-    return parsed;
-}
-
 static gboolean check(Be *be, virDomainPtr domain, const char *name, GError **error)
 {
-    g_autoptr(BeXmlDomain) xml = read_domain(domain, error);
+    g_autoptr(BeXmlDomain) xml = be_domain_read(domain, 0, error);
     g_autoptr(BeTrustRecord) record = NULL;
 
     if (!xml) {

@@ -8,11 +8,11 @@
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
-#include <libvirt/virterror.h>
 #include <string.h>
 
 #include "backend/backup.h"
 #include "backend/checkpoint.h"
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/foreign-job.h"
 #include "backend/objects.h"
@@ -87,8 +87,6 @@ static void making_free(gpointer data)
 
 static gboolean read_domain(Making *making, GError **error)
 {
-    char *xml;
-
     making->domain = be_conn_domain(making->be->action_conn, making->uuid, error);
     if (!making->domain) {
         return FALSE;
@@ -98,13 +96,7 @@ static gboolean read_domain(Making *making, GError **error)
                     "the domain is off: libvirt makes checkpoints of running domains only");
         return FALSE;
     }
-    xml = virDomainGetXMLDesc(making->domain, 0);
-    if (!xml) {
-        be_error_from_libvirt(error, "cannot read the domain's XML");
-        return FALSE;
-    }
-    making->xml = be_xml_domain_parse(xml, error);
-    free(xml);
+    making->xml = be_domain_read(making->domain, 0, error);
     return making->xml != NULL;
 }
 

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/image.h"
 #include "backend/qemu-img.h"
@@ -253,18 +254,9 @@ static gboolean remove_from_image(const BeXmlDomain *xml, const BeXmlCheckpointD
 static gboolean remove_off(virDomainPtr domain, const char *name, GError **error)
 {
     g_autoptr(BeXmlCheckpoint) checkpoint = be_checkpoint_read(domain, name, error);
-    char *text = checkpoint ? virDomainGetXMLDesc(domain, VIR_DOMAIN_XML_INACTIVE) : NULL;
-    g_autoptr(BeXmlDomain) xml = NULL;
+    g_autoptr(BeXmlDomain) xml =
+        checkpoint ? be_domain_read(domain, VIR_DOMAIN_XML_INACTIVE, error) : NULL;
 
-    if (!checkpoint) {
-        return FALSE;
-    }
-    if (!text) {
-        be_error_from_libvirt(error, "cannot read the domain's XML");
-        return FALSE;
-    }
-    xml = be_xml_domain_parse(text, error);
-    free(text);
     for (guint i = 0; xml && i < checkpoint->disks->len; i++) {
         const BeXmlCheckpointDisk *disk = g_ptr_array_index(checkpoint->disks, i);
 

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/foreign-job.h"
 #include "backend/freeze.h"
@@ -292,14 +293,8 @@ static gboolean may_restore(virDomainPtr domain, const Memory *memory, GError **
                     memory->path, then->name);
         return FALSE;
     }
-    now = parse_and_free(virDomainGetXMLDesc(domain, VIR_DOMAIN_XML_INACTIVE), error);
-    if (!now) {
-        if (!*error) {
-            be_error_from_libvirt(error, "cannot read the domain's XML");
-        }
-        return FALSE;
-    }
-    return memory->force || disks_are_as_then(then, now, &saved, error);
+    now = be_domain_read(domain, VIR_DOMAIN_XML_INACTIVE, error);
+    return now && (memory->force || disks_are_as_then(then, now, &saved, error));
 }
 
 static gboolean run_restore(Be *be, BeJob *job, gpointer data, GError **error)

@@ -8,10 +8,10 @@
 #include "backend/paused.h"
 
 #include <errno.h>
-#include <libvirt/virterror.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/paused-holder.h"
 #include "backend/record.h"
@@ -119,22 +119,15 @@ static gboolean no_image_no_autostart(virDomainPtr domain, GError **error)
 
 static gboolean no_host_devices(virDomainPtr domain, GError **error)
 {
-    g_autoptr(BeXmlDomain) parsed = NULL;
-    char *xml = virDomainGetXMLDesc(domain, VIR_DOMAIN_XML_INACTIVE);
+    g_autoptr(BeXmlDomain) xml = be_domain_read(domain, VIR_DOMAIN_XML_INACTIVE, error);
 
-    if (!xml) {
-        be_error_from_libvirt(error, "cannot read the domain's XML");
-        return FALSE;
-    }
-    parsed = be_xml_domain_parse(xml, error);
-    free(xml);
-    if (parsed && parsed->has_hostdevs) {
+    if (xml && xml->has_hostdevs) {
         g_set_error(error, BE_ERROR, EOPNOTSUPP,
                     "the machine has devices of the host passed through, which even a paused "
                     "start would take away from it");
         return FALSE;
     }
-    return parsed != NULL;
+    return xml != NULL;
 }
 
 static gboolean host_can(Be *be, virDomainPtr domain, GError **error)

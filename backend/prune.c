@@ -18,6 +18,7 @@
 #include "backend/backup.h"
 #include "backend/change.h"
 #include "backend/checkpoint.h"
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/objects.h"
 #include "backend/trust.h"
@@ -177,23 +178,11 @@ static gboolean is_meant(const Pruning *pruning, const char *chain)
     return *chain && (!pruning->chain || g_str_equal(pruning->chain, chain));
 }
 
-static BeXmlDomain *read_domain(virDomainPtr domain, GError **error)
-{
-    char *text = virDomainGetXMLDesc(domain, 0);
-    BeXmlDomain *xml = text ? be_xml_domain_parse(text, error) : NULL;
-
-    if (!text) {
-        be_error_from_libvirt(error, "cannot read the domain's XML");
-    }
-    free(text);
-    return xml;
-}
-
 static gboolean run_prune(Be *be, BeJob *job, gpointer data, GError **error)
 {
     Pruning *pruning = data;
     g_autoptr(BeVirDomain) domain = be_conn_domain(be->action_conn, pruning->uuid, error);
-    g_autoptr(BeXmlDomain) xml = domain ? read_domain(domain, error) : NULL;
+    g_autoptr(BeXmlDomain) xml = domain ? be_domain_read(domain, 0, error) : NULL;
     g_autoptr(GPtrArray) all = NULL;
     gboolean done = xml != NULL;
 
@@ -303,7 +292,7 @@ void be_prune_chain(Be *be, virDomainPtr domain, const char *uuid, const char *c
     if (rules.last == 0 || records->len <= rules.last || !*chain) {
         return;
     }
-    xml = read_domain(domain, NULL);
+    xml = be_domain_read(domain, 0, NULL);
     if (!xml) {
         return;
     }

@@ -8,10 +8,10 @@
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
-#include <libvirt/virterror.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/record.h"
 #include "backend/revert.h"
@@ -177,11 +177,9 @@ static RevertPlan *from_json(Be *be, const char *id, JsonObject *record)
 static gboolean stands(const RevertPlan *plan)
 {
     const BeXmlImage *first = g_ptr_array_index(plan->overlays, 0);
-    char *text = virDomainGetXMLDesc(plan->domain, 0);
-    g_autoptr(BeXmlDomain) xml = text ? be_xml_domain_parse(text, NULL) : NULL;
+    g_autoptr(BeXmlDomain) xml = be_domain_read(plan->domain, 0, NULL);
     const BeXmlDisk *disk = xml && first->target ? be_xml_domain_disk(xml, first->target) : NULL;
 
-    free(text);
     return disk && g_strcmp0(disk->top.path, first->path) == 0;
 }
 

@@ -7,12 +7,12 @@
  */
 #include <errno.h>
 #include <libvirt/libvirt.h>
-#include <libvirt/virterror.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "backend/backup.h"
 #include "backend/change.h"
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/freeze.h"
 #include "backend/qemu-img.h"
@@ -40,8 +40,7 @@ gboolean revert_run_images(gpointer work, GError **error)
 /* Not while the domain names them: then its definition could not be put back. */
 static gboolean is_named(virDomainPtr domain, guint flags, const char *path)
 {
-    char *text = virDomainGetXMLDesc(domain, flags);
-    g_autoptr(BeXmlDomain) xml = text ? be_xml_domain_parse(text, NULL) : NULL;
+    g_autoptr(BeXmlDomain) xml = be_domain_read(domain, flags, NULL);
     gboolean named = FALSE;
 
     for (guint i = 0; xml && i < xml->disks->len; i++) {
@@ -49,7 +48,6 @@ static gboolean is_named(virDomainPtr domain, guint flags, const char *path)
 
         named = named || g_strcmp0(disk->top.path, path) == 0;
     }
-    free(text);
     return named || !xml;
 }
 

@@ -10,6 +10,7 @@
 #include <libvirt/virterror.h>
 #include <string.h>
 
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/freeze.h"
 #include "backend/foreign-job.h"
@@ -242,8 +243,7 @@ static gboolean kind_fits(const SnapshotPlan *plan, BePart memory, BePart disk, 
 
 static gboolean look_at_domain(SnapshotPlan *plan, GError **error)
 {
-    int state = VIR_DOMAIN_NOSTATE, checkpoints;
-    char *xml;
+    int state = VIR_DOMAIN_NOSTATE;
 
     plan->domain = be_conn_domain(plan->be->action_conn, plan->uuid, error);
     if (!plan->domain) {
@@ -255,15 +255,8 @@ static gboolean look_at_domain(SnapshotPlan *plan, GError **error)
     }
     plan->active = state != VIR_DOMAIN_SHUTOFF && state != VIR_DOMAIN_CRASHED;
     plan->running = state == VIR_DOMAIN_RUNNING || state == VIR_DOMAIN_BLOCKED;
-    xml = virDomainGetXMLDesc(plan->domain, plan->active ? 0 : VIR_DOMAIN_XML_INACTIVE);
-    if (!xml) {
-        be_error_from_libvirt(error, "cannot read the domain's XML");
-        return FALSE;
-    }
-    plan->xml = be_xml_domain_parse(xml, error);
-    free(xml);
-    checkpoints = virDomainListAllCheckpoints(plan->domain, NULL, 0);
-    plan->has_checkpoints = checkpoints > 0;
+    plan->xml = be_domain_read(plan->domain, plan->active ? 0 : VIR_DOMAIN_XML_INACTIVE, error);
+    plan->has_checkpoints = virDomainListAllCheckpoints(plan->domain, NULL, 0) > 0;
     return plan->xml != NULL;
 }
 

@@ -14,6 +14,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/snapshot-plan.h"
 
@@ -210,11 +211,9 @@ static gboolean snapshot_has(const BeXmlSnapshot *snapshot, const char *path)
 /* What cannot be read is taken for one that needs the file. */
 static gboolean xml_needs(virDomainPtr domain, guint flags, const char *path)
 {
-    char *xml = virDomainGetXMLDesc(domain, flags);
-    g_autoptr(BeXmlDomain) parsed = xml ? be_xml_domain_parse(xml, NULL) : NULL;
+    g_autoptr(BeXmlDomain) xml = be_domain_read(domain, flags, NULL);
 
-    free(xml);
-    return !parsed || domain_has(parsed, path);
+    return !xml || domain_has(xml, path);
 }
 
 static gboolean snapshots_need(virDomainPtr domain, const char *path)

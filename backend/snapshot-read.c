@@ -21,6 +21,7 @@
 
 #include "backend/change.h"
 #include "backend/disk.h"
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/file-stream.h"
 #include "backend/image-stream.h"
@@ -217,16 +218,8 @@ static gboolean overlay_is_above(const Images *images, const BeXmlDisk *disk)
 static BeXmlDomain *read_domain(const Images *images, GError **error)
 {
     g_autoptr(BeVirDomain) domain = be_conn_domain(images->be->query_conn, images->uuid, error);
-    char *xml = domain ? virDomainGetXMLDesc(domain, 0) : NULL;
-    BeXmlDomain *parsed = NULL;
 
-    if (xml) {
-        parsed = be_xml_domain_parse(xml, error);
-    } else if (domain) {
-        be_error_from_libvirt(error, "cannot read the domain's XML");
-    }
-    free(xml);
-    return parsed;
+    return domain ? be_domain_read(domain, 0, error) : NULL;
 }
 
 /* Whoever commits an overlay by himself leaves a snapshot that points to what is written. */

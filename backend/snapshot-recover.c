@@ -11,6 +11,7 @@
 #include <libvirt/libvirt.h>
 #include <libvirt/virterror.h>
 
+#include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/foreign-job.h"
 #include "backend/objects.h"
@@ -113,12 +114,10 @@ static gboolean is_ours(const BeXmlSnapshot *found, const BeXmlSnapshot *wanted)
 static gboolean is_complete(virDomainPtr domain, const BeXmlSnapshot *wanted)
 {
     const BeXmlSnapshotDisk *disk = first_external(wanted);
-    char *xml = virDomainGetXMLDesc(domain, 0);
-    g_autoptr(BeXmlDomain) parsed = xml ? be_xml_domain_parse(xml, NULL) : NULL;
-    const BeXmlDisk *now = parsed && disk ? be_xml_domain_disk(parsed, disk->target) : NULL;
+    g_autoptr(BeXmlDomain) xml = be_domain_read(domain, 0, NULL);
+    const BeXmlDisk *now = xml && disk ? be_xml_domain_disk(xml, disk->target) : NULL;
 
-    free(xml);
-    return parsed && (!disk || (now && g_strcmp0(now->top.path, disk->overlay.path) == 0));
+    return xml && (!disk || (now && g_strcmp0(now->top.path, disk->overlay.path) == 0));
 }
 
 static SnapshotOutcome outcome_of(virDomainPtr domain, virDomainSnapshotPtr found,
