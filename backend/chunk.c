@@ -383,6 +383,15 @@ static guint64 ahead_wanted(const BeReader *reader)
     return wanted;
 }
 
+/*
+ * Several chunks at once: each time that the source has to be woken costs as much as
+ * reading a part of a chunk.  Under a limit each chunk has its own time anyway.
+ */
+static guint64 refill_step(const BeStream *stream, guint64 wanted)
+{
+    return be_rate_is_limited(stream->rate) ? 1 : MAX(wanted / 4, 1);
+}
+
 void be_chunk_ahead_locked(BeReader *reader)
 {
     BeStream *stream = reader->stream;
@@ -395,6 +404,9 @@ void be_chunk_ahead_locked(BeReader *reader)
     }
     wanted = ahead_wanted(reader);
     have = ahead_bytes(reader);
+    if (have + refill_step(stream, wanted) > wanted) {
+        return;
+    }
     while (have < wanted) {
         guint64 start;
         guint32 length;

@@ -11,14 +11,10 @@
 #include <fcntl.h>
 
 #include "fs/file.h"
-#include "fs/worker.h"
 
 /* As long as a text is waited for. */
 #define WAIT_MS 1000
 #define WAIT_SLOW_MS 5000
-
-/* Of this size on, two answers may be copied to the kernel at once. */
-#define LARGE_READ (64 * 1024)
 
 /*
  * Programs that read a file once, from start to end, in large pieces: past the
@@ -159,9 +155,6 @@ void fs_stream_read(FsReq *req)
      * and its bytes serve the next reader.
      */
     fs_req_on_cancel(req, read_cancelled, NULL);
-    if (req->size >= LARGE_READ) {
-        fs_workers_another(req->fs->workers);
-    }
     read = be_reader_read(req->file->reader, (guint64)req->offset, req->size, read_done, req);
     be_read_unref(read);
 }

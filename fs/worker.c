@@ -93,19 +93,16 @@ static void give_turn(FsWorkers *all)
     g_mutex_unlock(&all->lock);
 }
 
-void fs_workers_another(FsWorkers *all)
+/* The caller waits for a server or a disk, and there is more to do. */
+static void let_another_work(gpointer user)
 {
+    FsWorkers *all = user;
+
     g_mutex_lock(&all->lock);
     if (!all->at_device) {
         g_cond_signal(&all->turn);
     }
     g_mutex_unlock(&all->lock);
-}
-
-/* The caller waits for a server or a disk, and there is more to do. */
-static void let_another_work(gpointer all)
-{
-    fs_workers_another(all);
 }
 
 static void wake_all(FsWorkers *all)

@@ -13,12 +13,6 @@
 void fs_workers_start(Fs *fs, void (*ready)(gpointer user), gpointer user);
 
 /**
- * fs_workers_another: the worker that calls it will be at its request for longer, so
- * another one shall take the next.  Never blocks.
- */
-void fs_workers_another(FsWorkers *all);
-
-/**
  * fs_workers_stop: ends them, after fs->over was set, and frees @all.  Waits for what
  * they are at.
  */
