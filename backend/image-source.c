@@ -21,6 +21,9 @@
 #define THREADS 4
 #define NOW_MAX (64u * 1024)
 
+/* Of what is in memory; cp and the kernel's read-ahead ask for no more. */
+#define NOW_MEMORY_MAX (1024u * 1024)
+
 /* The extents of one step of the map, and how much of the disk one look at it takes. */
 #define STEP_EXTENTS 4096u
 #define STEP_BYTES (G_GUINT64_CONSTANT(1) << 30)
@@ -250,7 +253,8 @@ static gboolean source_open(gpointer data, gint64 timeout_us, BeSourceLimits *re
         be_image_hold_give(source->hold);
         source->straight = TRUE;
         source->pool = g_thread_pool_new(serve, source, THREADS, FALSE, NULL);
-        *ret_limits = (BeSourceLimits){.block_min = 1, .request_max = BE_READ_MAX};
+        *ret_limits = (BeSourceLimits){.block_min = 1, .request_max = BE_READ_MAX,
+                                       .now_max = NOW_MEMORY_MAX};
         return TRUE;
     }
     if (map_error->code != EOPNOTSUPP) {
@@ -277,20 +281,46 @@ static void source_pread(gpointer data, BeTransfer *transfer)
     (void)g_thread_pool_push(source->pool, transfer, NULL);
 }
 
-/* Returns: whether @sink was called: not when the server has a part of it. */
+/* Of each thread of readers: the same memory again and again stays in its cache. */
+static GPrivate now_buffer = G_PRIVATE_INIT(g_free);
+
+static guint8 *now_buffer_get(void)
+{
+    guint8 *buffer = g_private_get(&now_buffer);
+
+    if (!buffer) {
+        buffer = g_malloc(NOW_MEMORY_MAX);
+        g_private_set(&now_buffer, buffer);
+    }
+    return buffer;
+}
+
+/* A large piece is taken only when that needs no disk.  Returns: FALSE: it does. */
+static gboolean take_piece_now(const BeImagePiece *piece, guint8 *buffer, gboolean small,
+                               int *ret_errnum)
+{
+    if (small || piece->kind != BE_IMAGE_PLAIN) {
+        *ret_errnum = take_piece(piece, buffer);
+        return TRUE;
+    }
+    return be_pread_memory(piece->fd, buffer, piece->length, piece->offset) == piece->length;
+}
+
+/* Returns: whether @sink was called: not when the server has a part of it, nor when a
+ * large one is not in memory. */
 static gboolean read_plain(BeImageMap *map, guint64 offset, guint32 length, BeSourceNow sink,
                            gpointer user)
 {
-    guint8 buffer[NOW_MAX];
+    guint8 *buffer = now_buffer_get();
     int errnum = 0;
     BeImagePiece piece;
 
     for (guint32 done = 0; done < length && errnum == 0; done += (guint32)piece.length) {
         be_image_map_find(map, offset + done, length - done, &piece);
-        if (piece.kind == BE_IMAGE_OTHER) {
+        if (piece.kind == BE_IMAGE_OTHER
+            || !take_piece_now(&piece, buffer + done, length <= NOW_MAX, &errnum)) {
             return FALSE;
         }
-        errnum = take_piece(&piece, buffer + done);
     }
     sink(buffer, errnum, user);
     return TRUE;
@@ -308,7 +338,7 @@ static gboolean source_read_now(gpointer data, guint64 offset, guint32 length, g
                && source->server_ops->read_now(source->server, offset, length, timeout_us, sink,
                                                user);
     }
-    map = length <= NOW_MAX ? be_image_hold_take_open(source->hold) : NULL;
+    map = length <= NOW_MEMORY_MAX ? be_image_hold_take_open(source->hold) : NULL;
     if (!map) {
         return FALSE;
     }

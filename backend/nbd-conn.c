@@ -62,7 +62,8 @@ static gboolean read_limits(struct nbd_handle *handle, BeSourceLimits *ret_limit
     if (minimum > BLOCK_MAX || (minimum & (minimum - 1)) != 0 || maximum < minimum) {
         return FALSE;
     }
-    *ret_limits = (BeSourceLimits){(guint32)minimum, (guint32)maximum};
+    *ret_limits = (BeSourceLimits){.block_min = (guint32)minimum,
+                                   .request_max = (guint32)maximum};
     return TRUE;
 }
 

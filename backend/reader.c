@@ -438,6 +438,16 @@ static gboolean read_is_here_locked(const BeRead *read)
     return data >= read->offset + read->length;
 }
 
+/* What is large, or one of a sequence, is for read-ahead; but a source may have at hand
+ * what is large. */
+static gboolean read_may_be_now_locked(const BeRead *read)
+{
+    const BeReader *reader = read->reader;
+
+    return read->length <= BE_SMALL_READ ? reader->steps == 0
+                                         : read->length <= reader->stream->limits.now_max;
+}
+
 /*
  * A small read out of sequence gains nothing from the poller and loses two
  * thread switches: 0.97 instead of 1.33 times the speed of nbdfuse.
@@ -451,8 +461,8 @@ static gboolean read_try_now_locked(BeRead *read)
     gboolean done;
 
     if (stream->state != BE_STREAM_OPEN || !stream->ops->read_now
-        || be_rate_is_limited(stream->rate) || read->length > BE_SMALL_READ
-        || read->reader->steps > 0 || read_is_here_locked(read)) {
+        || be_rate_is_limited(stream->rate) || !read_may_be_now_locked(read)
+        || read_is_here_locked(read)) {
         return FALSE;
     }
     read->state = BE_READ_ENDED;

@@ -40,6 +40,7 @@ struct BeTransfer {
 typedef struct {
     guint32 block_min;         /* offset and length are multiples; a power of 2, at most 64 KiB */
     guint32 request_max;       /* bytes of a request, at least @block_min */
+    guint32 now_max;           /* large reads up to here go to read_now() too; 0: none */
 } BeSourceLimits;
 
 /**
@@ -71,7 +72,7 @@ typedef struct {
 
     /**
      * read_now: reads on the calling thread, which waits; for small random
-     * reads.  May be NULL.
+     * reads, and for large ones up to now_max, which do not wait.  May be NULL.
      * Returns: FALSE when that cannot be done now, and @sink was not called.
      */
     gboolean (*read_now)(gpointer source, guint64 offset, guint32 length, gint64 timeout_us,

@@ -37,8 +37,7 @@ void be_wait_told(void)
     }
 }
 
-/* What is in memory; the rest, and what a file system without RWF_NOWAIT has, is left. */
-static gsize pread_memory(int fd, char *buffer, gsize length, guint64 offset)
+gsize be_pread_memory(int fd, void *buffer, gsize length, guint64 offset)
 {
     struct iovec iov = {.iov_base = buffer, .iov_len = length};
     ssize_t got = preadv2(fd, &iov, 1, (off_t)offset, RWF_NOWAIT);
@@ -48,7 +47,7 @@ static gsize pread_memory(int fd, char *buffer, gsize length, guint64 offset)
 
 int be_pread_whole(int fd, void *buffer, gsize length, guint64 offset)
 {
-    gsize done = other_work.set ? pread_memory(fd, buffer, length, offset) : 0;
+    gsize done = other_work.set ? be_pread_memory(fd, buffer, length, offset) : 0;
 
     if (done < length) {
         be_wait_told();

@@ -22,3 +22,9 @@ void be_wait_told(void);
  * Returns: 0, or EIO: also for a file that became shorter.
  */
 int be_pread_whole(int fd, void *buffer, gsize length, guint64 offset);
+
+/**
+ * be_pread_memory: what of it is in memory, from @offset on.  Never waits for a disk.
+ * Returns: the bytes it got; 0 from a file system that cannot tell.
+ */
+gsize be_pread_memory(int fd, void *buffer, gsize length, guint64 offset);
