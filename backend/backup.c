@@ -391,7 +391,8 @@ static void check_on_worker(Be *be, gpointer data)
     be_backups_recover(be);
     be_reverts_recover(be);
     be_snapshots_recover(be);
-    be_deletes_recover(be);
+    /* An event of some domain is no reason to begin anew what was told to have failed. */
+    be_deletes_recover(be, !data);
     for (guint i = 0; i < backups->len; i++) {
         Backup *backup = g_ptr_array_index(backups, i);
         g_autoptr(GError) error = NULL;

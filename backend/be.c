@@ -252,7 +252,7 @@ static void first_read(Be *be, gpointer data)
         be_reverts_recover(be);
         be_snapshots_recover(be);
         be_owners_tidy(be);
-        be_deletes_recover(be);
+        be_deletes_recover(be, TRUE);
     }
     g_atomic_int_set(&be->starting, 0);
     g_mutex_lock(&first->lock);

@@ -208,7 +208,7 @@ static gboolean is_half_switched(const DeletePlan *plan)
 
 static void recover_on_worker(Be *be, gpointer data G_GNUC_UNUSED)
 {
-    be_deletes_recover(be);
+    be_deletes_recover(be, TRUE);
 }
 
 static gboolean recover_again(gpointer data)
@@ -313,7 +313,22 @@ static void recovered(const GError *error, gpointer user G_GNUC_UNUSED)
     }
 }
 
-void be_deletes_recover(Be *be)
+static gboolean domain_is_gone(Be *be, const char *uuid)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, uuid, &error);
+
+    return !domain && error->code == ENOENT;
+}
+
+static gboolean is_due(Be *be, const BeRecord *record, gboolean again)
+{
+    const char *owner = be_record_get_string(record->object, "owner");
+
+    return owner ? !g_str_equal(owner, mark()) : again || domain_is_gone(be, record->id);
+}
+
+void be_deletes_recover(Be *be, gboolean again)
 {
     g_autoptr(GPtrArray) records = be->read_only ? NULL : be_record_load(be, KIND);
 
@@ -323,7 +338,7 @@ void be_deletes_recover(Be *be)
     for (guint i = 0; records && i < records->len; i++) {
         const BeRecord *record = g_ptr_array_index(records, i);
 
-        if (g_strcmp0(be_record_get_string(record->object, "owner"), mark()) != 0) {
+        if (is_due(be, record, again)) {
             be_job_unref(be_job_submit(be, record->id, BE_JOB_WAITS, "recovery of a deletion",
                                        run_recover, g_strdup(record->id), g_free, recovered,
                                        NULL));

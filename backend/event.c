@@ -100,14 +100,13 @@ static void on_threshold(virConnectPtr conn G_GNUC_UNUSED, virDomainPtr domain,
 }
 
 /* Also after a reset from outside; not when a snapshot is loaded. */
-static int on_reboot(virConnectPtr conn G_GNUC_UNUSED, virDomainPtr domain, void *opaque)
+static void on_reboot(virConnectPtr conn G_GNUC_UNUSED, virDomainPtr domain, void *opaque)
 {
     char uuid[VIR_UUID_STRING_BUFLEN];
 
     if (virDomainGetUUIDString(domain, uuid) == 0) {
         be_freezes_rebooted(opaque, uuid);
     }
-    return 0;
 }
 
 gboolean be_event_register(Be *be, virConnectPtr conn)

@@ -231,8 +231,9 @@ void be_reverts_recover(Be *be);
 
 /**
  * be_deletes_recover: the same for deletions, which are finished.
+ * @again: also those that this process has given up, whose caller was told so
  */
-void be_deletes_recover(Be *be);
+void be_deletes_recover(Be *be, gboolean again);
 
 /* ---- memory.c ----------------------------------------------------------------- */
 

@@ -552,6 +552,11 @@ def test_readers_that_are_not_ours(bare2: Bare, mnt: Mount, target: str, verb: s
         check(bare2, state, now)
     else:
         assert "can only be deleted now" in last_failure(here / "s1").text
+        # Nor is it begun anew by what happens to the machine.
+        for change, state_now in [("suspend", "paused"), ("resume", "running")][:2 * active]:
+            getattr(bare2.domain, change)()
+            wait_for(lambda s=state_now: (here.parent / "state").read_text() == f"{s}\n", 10,
+                     change)
         with raises_errno(errno.EUCLEAN):
             revert(mnt, bare2, "s1")
     delete_when_unread(here / "s1")
