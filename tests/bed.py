@@ -50,8 +50,7 @@ def patient(seconds: float) -> float:
 
 def wait_for(predicate: Callable[[], T], timeout: float, what: str) -> T:
     """Polls until the predicate is true and returns its value."""
-    timeout = patient(timeout)
-    end = time.monotonic() + timeout
+    end = time.monotonic() + patient(timeout)
     pause = 0.005
     while True:
         value = predicate()
