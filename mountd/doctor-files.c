@@ -23,13 +23,14 @@ static char *appliance_kernel(void)
     const char *name;
 
     while (dir && (name = g_dir_read_name(dir))) {
-        const char *version = name + strlen(KERNEL_PREFIX);
+        const char *version;
         g_autofree char *kernel = g_build_filename("/boot", name, NULL);
         g_autofree char *modules = NULL;
 
         if (!g_str_has_prefix(name, KERNEL_PREFIX)) {
             continue;
         }
+        version = name + strlen(KERNEL_PREFIX);
         modules = g_build_filename("/lib/modules", version, "modules.dep", NULL);
         if (access(kernel, R_OK) == 0 && access(modules, R_OK) == 0) {
             return g_strdup(version);
