@@ -65,10 +65,10 @@ typedef struct {
     BeNbdPrepare prepare;      /* or NULL */
     gpointer prepare_user;
     GDestroyNotify prepare_destroy;
-    int cancel_fd;             /* eventfd, readable for ever after cancel() */
-    int kick_fd;               /* eventfd, wakes the poller */
 
     /* set by open(), constant while there is a poller */
+    int cancel_fd;             /* eventfd, readable for ever after cancel(); or -1 */
+    int kick_fd;               /* eventfd, wakes the poller; or -1 */
     BeSourceLimits limits;
     gboolean multi_conn;
     gboolean can_allocation;

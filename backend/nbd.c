@@ -29,13 +29,57 @@ void be_nbd_kick(NbdSource *source)
     kick_fd(source->kick_fd);
 }
 
+/* ---- Descriptors ---- */
+
+static void close_fd(int *fd)
+{
+    if (*fd >= 0) {
+        close(*fd);
+        *fd = -1;
+    }
+}
+
+static void close_fds(NbdSource *source)
+{
+    g_mutex_lock(&source->lock);
+    close_fd(&source->kick_fd);
+    close_fd(&source->cancel_fd);
+    g_mutex_unlock(&source->lock);
+}
+
+/*
+ * Not before there is something to open: a walk over the tree makes streams by the
+ * thousand that nobody reads.  cancel() may come before, or meanwhile.
+ */
+static gboolean open_fds(NbdSource *source, GError **error)
+{
+    gboolean good;
+
+    g_mutex_lock(&source->lock);
+    source->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    source->cancel_fd = eventfd(g_atomic_int_get(&source->cancelled) ? 1 : 0,
+                                EFD_CLOEXEC | EFD_NONBLOCK);
+    good = source->kick_fd >= 0 && source->cancel_fd >= 0;
+    g_mutex_unlock(&source->lock);
+    if (!good) {
+        g_set_error(error, BE_ERROR, EMFILE, "no file descriptor for a stream");
+    }
+    return good;
+}
+
 static void source_cancel(gpointer data)
 {
     NbdSource *source = data;
 
+    g_mutex_lock(&source->lock);
     g_atomic_int_set(&source->cancelled, 1);
-    kick_fd(source->cancel_fd);
-    kick_fd(source->kick_fd);
+    if (source->cancel_fd >= 0) {
+        kick_fd(source->cancel_fd);
+    }
+    if (source->kick_fd >= 0) {
+        kick_fd(source->kick_fd);
+    }
+    g_mutex_unlock(&source->lock);
 }
 
 static void disconnect_direct(NbdSource *source)
@@ -62,13 +106,8 @@ static void source_close(gpointer data)
     if (source->prepare_destroy) {
         source->prepare_destroy(source->prepare_user);
     }
+    close_fds(source);
     g_mutex_clear(&source->lock);
-    if (source->kick_fd >= 0) {
-        close(source->kick_fd);
-    }
-    if (source->cancel_fd >= 0) {
-        close(source->cancel_fd);
-    }
     g_free(source->export_name);
     g_free(source->dirty_context);
     g_free(source->socket);
@@ -146,21 +185,10 @@ static void connect_more(NbdSource *source)
     }
 }
 
-static gboolean source_open(gpointer data, gint64 timeout_us, BeSourceLimits *ret_limits,
-                            GError **error)
+static gboolean connect_all(NbdSource *source, GError **error)
 {
-    NbdSource *source = data;
-    struct nbd_handle *handle;
+    struct nbd_handle *handle = be_nbd_prepare(source, error) ? connect_first(source, error) : NULL;
 
-    if (source->kick_fd < 0 || source->cancel_fd < 0) {
-        g_set_error(error, BE_ERROR, EMFILE, "no file descriptor for a stream");
-        return FALSE;
-    }
-    source->timeout_us = timeout_us;
-    if (!be_nbd_prepare(source, error)) {
-        return FALSE;
-    }
-    handle = connect_first(source, error);
     if (!handle) {
         return FALSE;
     }
@@ -173,6 +201,19 @@ static gboolean source_open(gpointer data, gint64 timeout_us, BeSourceLimits *re
     source->poller = g_thread_try_new("nbd-poller", be_nbd_poller_run, source, error);
     if (!source->poller) {
         disconnect(source);
+        return FALSE;
+    }
+    return TRUE;
+}
+
+static gboolean source_open(gpointer data, gint64 timeout_us, BeSourceLimits *ret_limits,
+                            GError **error)
+{
+    NbdSource *source = data;
+
+    source->timeout_us = timeout_us;
+    if (!open_fds(source, error) || !connect_all(source, error)) {
+        close_fds(source);
         return FALSE;
     }
     *ret_limits = source->limits;
@@ -326,8 +367,8 @@ gpointer be_nbd_source_new(const BeNbdExport *nbd, const BeSourceOps **ret_ops)
     source->prepare = nbd->prepare;
     source->prepare_user = nbd->prepare_user;
     source->prepare_destroy = nbd->prepare_destroy;
-    source->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    source->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    source->kick_fd = -1;
+    source->cancel_fd = -1;
     g_mutex_init(&source->lock);
     *ret_ops = &nbd_ops;
     return source;

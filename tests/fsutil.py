@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import uuid
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -265,6 +266,29 @@ def command(directory: Path, line: str) -> None:
         os.write(fd, line.encode())
     finally:
         os.close(fd)
+
+
+def numbers(path: Path) -> dict[str, int]:
+    """The "key: number" lines of a file."""
+    found = {}
+    for line in path.read_text().splitlines():
+        words = line.replace(":", " ").split()
+        if len(words) > 1 and words[1].isdecimal():
+            found[words[0]] = int(words[1])
+    return found
+
+
+# What has a number, or a random name, of its own.
+OWN = re.compile(r"\[\d+\]|[0-9a-f]{24}")
+
+
+def kinds(paths: Iterable[Path], kind: Callable[[Path], str]) -> collections.Counter[str]:
+    """How many there are of each kind; what goes meanwhile is left out."""
+    found: collections.Counter[str] = collections.Counter()
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found[OWN.sub("*", kind(path))] += 1
+    return found
 
 
 def descendants(pid: int) -> set[int]:

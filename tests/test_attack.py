@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from bed import MIB, Disk, Guest, Mount, bed_dir, raises_errno, sh, wait_for
+from fsutil import numbers
 from test_backup import collection, text
 from test_offline import compress, qemu_nbds
 from test_recovery import job_files
@@ -364,16 +365,6 @@ def test_nothing_else_is_possible(off_backup: Path) -> None:                    
 
 
 ### Leaks
-
-def numbers(path: Path) -> dict[str, int]:
-    """The "key: number" lines of a file."""
-    found = {}
-    for line in path.read_text().splitlines():
-        words = line.replace(":", " ").split()
-        if len(words) > 1 and words[1].isdecimal():
-            found[words[0]] = int(words[1])
-    return found
-
 
 def test_nothing_grows(off_guest, mnt: Mount) -> None:                             # row 20
     guest = off_guest(Disk(size=8 * MIB, fs=False))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import json
 import os
@@ -361,6 +362,11 @@ def servers(mnt: Mount) -> list[int]:
             if Path(f"/proc/{pid}/comm").read_text() == "qemu-nbd\n"]
 
 
+def descriptors(mnt: Mount) -> collections.Counter[str]:
+    """What the daemon has open; sockets, say, are all alike."""
+    return fsutil.kinds(Path(f"/proc/{mnt.pid}/fd").iterdir(), os.readlink)
+
+
 def mark(image: Path, tmp_path: Path) -> str:
     """What the file /mark of the ext4 on that disk says, read by cp."""
     copy = tmp_path / "copy.raw"
@@ -400,6 +406,18 @@ def test_disks_are_as_they_were(machine, mnt: Mount, tmp_path: Path) -> None:
     guest.destroy()
     for name in CHAIN:
         assert mark(snapshots / name / "disks/vda.raw", tmp_path) == name
+
+
+def test_a_walk_keeps_nothing_open(machine, mnt: Mount) -> None:
+    """The kernel may know for hours what it once looked up, of snapshots that are gone too."""
+    guest = machine(Disk("vda"), Disk("vdb"))
+    for name in CHAIN:
+        make(mnt, guest, name)
+    snapshots = collection(mnt, guest)
+    (snapshots / "s1/disks/vda.raw").stat()        # the first one makes what all share
+    before = descriptors(mnt)
+    sh(["find", str(snapshots), "-ls"])
+    wait_for(lambda: not descriptors(mnt) - before, 20, "closed")
 
 
 def is_writable(image: Path) -> bool:
