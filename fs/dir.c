@@ -68,6 +68,45 @@ static const FsDef *find_child(Fs *fs, const FsNode *dir, const char *name, FsIt
     return row;
 }
 
+/* By its name, or under another one. */
+static gboolean has_object(const FsListing *listing, const FsItem *object)
+{
+    const FsItem *named = g_hash_table_lookup(listing->by_name, object->file_name);
+
+    if (named && g_str_equal(named->id, object->id)) {
+        return TRUE;
+    }
+    for (guint i = 0; i < listing->items->len; i++) {
+        const FsItem *item = g_ptr_array_index(listing->items, i);
+
+        if (g_str_equal(item->id, object->id)) {
+            return TRUE;
+        }
+    }
+    return FALSE;
+}
+
+/*
+ * Whether an object that the directory is in is gone.  The kernel keeps what it looked
+ * up, and when it is in a directory to which no path leads any more, until memory is
+ * short: so whoever is still on his way through it finds nothing there.
+ */
+static gboolean is_gone(Fs *fs, const FsNode *dir)
+{
+    for (const FsNode *node = dir; node->parent; node = node->parent) {
+        const FsNode *above = node->parent;
+
+        if (node->item != above->item && above->def->list) {
+            g_autoptr(FsListing) listing = above->def->list(fs, above->item);
+
+            if (!has_object(listing, node->item)) {
+                return TRUE;
+            }
+        }
+    }
+    return FALSE;
+}
+
 static void lookup_again(gpointer user)
 {
     fs_dir_lookup(user);
@@ -98,7 +137,9 @@ void fs_dir_lookup(FsReq *req)
     const FsDef *def = find_child(req->fs, req->node, req->name, &item);
     const FsFresh *fresh = req->node->def->fresh;
 
-    if (def) {
+    if (is_gone(req->fs, req->node)) {
+        fs_req_error(req, ENOENT);
+    } else if (def) {
         fs_req_entry(req, fs_node_lookup(req->fs->nodes, req->node, def, item));
     } else if (wants_another_look(req)) {
         fs_req_on_cancel(req, lookup_cancelled, NULL);

@@ -70,6 +70,22 @@ def test_those_of_other_programs_come_and_go(off_guest, mnt: Mount) -> None:
     wait_for(lambda: os.listdir(snapshots) == [], 1, "none is left")
 
 
+def test_there_is_nothing_in_one_that_is_gone(off_guest, mnt: Mount) -> None:
+    """Whoever is in it still; the kernel would keep what he finds, and nobody could see it."""
+    guest = off_guest()
+    snapshots = collection(mnt, guest)
+    virsh_create(guest, "s")
+    here = os.open(snapshots / "s", os.O_PATH | os.O_DIRECTORY)
+    try:
+        os.stat("state", dir_fd=here)
+        virsh_delete(guest, "s")
+        wait_for(lambda: not (snapshots / "s").exists(), 2, "gone")
+        with raises_errno(errno.ENOENT):
+            os.stat("parent", dir_fd=here)
+    finally:
+        os.close(here)
+
+
 def test_parents_and_current_follow_other_programs(off_guest, mnt: Mount) -> None:
     guest = off_guest()
     snapshots = collection(mnt, guest)
