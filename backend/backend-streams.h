@@ -58,6 +58,24 @@ typedef void (*BeOnWait)(gpointer user);
 void be_thread_on_wait(int fd, BeOnWait func, gpointer user);
 
 /**
+ * BePolling: how long the waits of one kind took; zeroed at first, of one thread at a
+ * time.
+ */
+typedef struct {
+    gint64 usual_us;
+    gint64 rest_until_us;      /* monotonic; others want the processor */
+} BePolling;
+
+/**
+ * be_poll: poll(2).  Where such a wait usually is shorter than BeConfig.busy_poll_us it
+ * looks again and again for that long, and only then sleeps: to be woken takes longer
+ * than many an answer (as poll-max-ns of QEMU's threads).
+ * @timeout_ms: as of poll(2), not 0.
+ * Returns: as poll(2), with its errno.
+ */
+int be_poll(BePolling *polling, struct pollfd *fds, guint count, int timeout_ms);
+
+/**
  * be_reader_read: reads @length bytes at @offset; clamped to the size.
  * The one function that may call @done from inside the call: where the bytes are
  * here already or known to be zeroes, behind the end, for a failure that is known

@@ -18,6 +18,7 @@
 #pragma once
 
 #include <glib.h>
+#include <poll.h>
 #include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -92,6 +93,7 @@ typedef struct {
     BeCheckpoints checkpoints; /* of backups that do not say */
     const char *chain;         /* of backups that do not say; NULL: "default" */
     BeRecover recover;
+    guint busy_poll_us;        /* see be_poll(); 0: never */
     guint idle_end;            /* seconds until a backup that nobody reads is ended; 0: never */
     guint appliances;          /* that show guests' files at once; 0: 2 */
     guint appliance_idle;      /* seconds until one that is not used ends; 0: 60 */

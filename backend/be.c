@@ -27,6 +27,7 @@
 #include "backend/snapshot.h"
 #include "backend/record.h"
 #include "backend/trust.h"
+#include "backend/wait.h"
 
 #define START_WAIT_US (10 * G_USEC_PER_SEC)
 #define SUN_PATH_MAX 107
@@ -174,6 +175,7 @@ static void set_config(Be *be, const BeConfig *config)
     be->chain = g_strdup(config->chain ? config->chain : "default");
     be->recover = config->recover;
     be->idle_end = config->idle_end;
+    be_poll_set_busy(config->busy_poll_us);
     be->lock_fd = -1;
 }
 

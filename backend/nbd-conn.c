@@ -150,7 +150,7 @@ static int answer_of(struct nbd_handle *handle, gint64 cookie, gboolean *ret_don
 }
 
 int be_nbd_handle_wait(NbdSource *source, struct nbd_handle *handle, gint64 cookie,
-                       gint64 deadline_us)
+                       gint64 deadline_us, BePolling *polling)
 {
     int other_fd = be_wait_fd();
 
@@ -176,8 +176,8 @@ int be_nbd_handle_wait(NbdSource *source, struct nbd_handle *handle, gint64 cook
         if (left_us <= 0) {
             return ETIMEDOUT;
         }
-        if (poll(fds, G_N_ELEMENTS(fds), (int)MIN(left_us / 1000 + 1, G_MAXINT)) < 0
-            && errno != EINTR) {
+        if (be_poll(polling, fds, G_N_ELEMENTS(fds),
+                    (int)MIN(left_us / 1000 + 1, G_MAXINT)) < 0 && errno != EINTR) {
             return EPIPE;
         }
         if (fds[0].revents) {
@@ -279,7 +279,9 @@ gboolean be_nbd_read_now(gpointer data, guint64 offset, guint32 length, gint64 t
     }
     cookie = nbd_aio_pread(direct->handle, direct->buffer, end - start, start, NBD_NULL_COMPLETION,
                            0);
-    errnum = cookie < 0 ? EPIPE : be_nbd_handle_wait(source, direct->handle, cookie, deadline_us);
+    errnum = cookie < 0 ? EPIPE
+                        : be_nbd_handle_wait(source, direct->handle, cookie, deadline_us,
+                                             &direct->polling);
     if (errnum == EPIPE || errnum == ETIMEDOUT) {
         direct_give_back(source, direct, FALSE);
         direct_pause(source);

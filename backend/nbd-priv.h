@@ -51,6 +51,7 @@ typedef struct {
 typedef struct {
     struct nbd_handle *handle;
     void *buffer;              /* mapped, NBD_DIRECT_BUFFER bytes */
+    BePolling polling;
 } NbdDirect;
 
 /* A small read and its alignment to the largest minimum block. */
@@ -131,10 +132,10 @@ gboolean be_nbd_handle_is_dead(struct nbd_handle *handle);
 gboolean be_nbd_handle_notify(struct nbd_handle *handle, short revents);
 short be_nbd_handle_events(struct nbd_handle *handle);
 
-/* Waits until the handle is connected (@cookie 0) or has the answer.  Returns:
- * 0; EIO: the server refused; EPIPE: lost; ETIMEDOUT; ECANCELED. */
+/* Waits until the handle is connected (@cookie 0) or has the answer.
+ * Returns: 0; EIO: the server refused; EPIPE: lost; ETIMEDOUT; ECANCELED. */
 int be_nbd_handle_wait(NbdSource *source, struct nbd_handle *handle, gint64 cookie,
-                       gint64 deadline_us);
+                       gint64 deadline_us, BePolling *polling);
 
 gboolean be_nbd_read_now(gpointer source, guint64 offset, guint32 length, gint64 timeout_us,
                          BeSourceNow sink, gpointer user);

@@ -120,12 +120,13 @@ static struct nbd_handle *connect_first(NbdSource *source, GError **error)
 {
     gint64 deadline_us = g_get_monotonic_time() + source->timeout_us;
     struct nbd_handle *handle = be_nbd_handle_new(source, FALSE, error);
+    BePolling polling = {0};
     int errnum;
 
     if (!handle) {
         return NULL;
     }
-    errnum = be_nbd_handle_wait(source, handle, 0, deadline_us);
+    errnum = be_nbd_handle_wait(source, handle, 0, deadline_us, &polling);
     if (errnum == 0) {
         if (be_nbd_handle_check(source, handle, error)) {
             return handle;
@@ -157,6 +158,7 @@ static void connect_more(NbdSource *source)
 {
     struct nbd_handle *handles[NBD_CONNECTIONS - 1 + NBD_DIRECT];
     gint64 deadline_us = g_get_monotonic_time() + MIN(source->timeout_us, NBD_MORE_US);
+    BePolling polling = {0};
     guint started = 0;
     guint i;
 
@@ -168,7 +170,7 @@ static void connect_more(NbdSource *source)
         started++;
     }
     for (i = 0; i < started; i++) {
-        if (be_nbd_handle_wait(source, handles[i], 0, deadline_us) != 0
+        if (be_nbd_handle_wait(source, handles[i], 0, deadline_us, &polling) != 0
             || !be_nbd_handle_check(source, handles[i], NULL)) {
             break;
         }

@@ -15,6 +15,10 @@
 #include <errno.h>
 #include <string.h>
 
+/* Who has read so often at random goes on, and holes need no server with the map; for a
+ * few looks at a disk it would be fetched in vain. */
+#define STRAYS_FOR_MAP 64
+
 /* Nobody writes here, so these are pages of the kernel's zero page. */
 static char zeroes[1024 * 1024];
 
@@ -464,6 +468,10 @@ static gboolean read_try_now_locked(BeRead *read)
         || be_rate_is_limited(stream->rate) || !read_may_be_now_locked(read)
         || read_is_here_locked(read)) {
         return FALSE;
+    }
+    read->reader->strays++;
+    if (read->reader->strays == STRAYS_FOR_MAP) {
+        (void)be_stream_want_locked(stream, TRUE);
     }
     read->state = BE_READ_ENDED;
     stream->busy++;

@@ -128,6 +128,7 @@ struct BeReader {
     guint64 front;             /* end of what was read in sequence */
     guint64 run;               /* bytes of that sequence */
     guint steps;               /* reads that followed another one */
+    guint strays;              /* small reads that did not */
     guint64 ahead_end;         /* read-ahead was started up to here */
 };
 

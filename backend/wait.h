@@ -17,6 +17,11 @@ int be_wait_fd(void);
 void be_wait_told(void);
 
 /**
+ * be_poll_set_busy: for be_poll(), in the whole process; 0, as at first: it sleeps at once.
+ */
+void be_poll_set_busy(guint us);
+
+/**
  * be_pread_whole: fills @buffer from a file, as far as it can be from memory; before it
  * waits for the disk it says so.
  * Returns: 0, or EIO: also for a file that became shorter.

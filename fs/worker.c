@@ -6,7 +6,8 @@
  * one is woken only when there is more: then, while it waits for a server or a disk
  * (be_thread_on_wait()), or when it takes too long.  If all of them waited at the
  * device, the kernel would wake each in its turn for a caller who reads one block after
- * the other.  What was measured, contrib/bench/RESULTS.md says.
+ * the other.  While such a caller's requests come it does not sleep at once (be_poll()): to
+ * be woken takes longer than he needs for the next one.  What was measured, contrib/bench/RESULTS.md says.
  *
  * `lock` guards whose turn it is, and is held for a few instructions.
  */
@@ -41,6 +42,7 @@ struct FsWorkers {
     GMutex lock;
     GCond turn;                /* the device is free, and somebody is wanted there */
     gboolean at_device;        /* guarded by lock: somebody is there */
+    BePolling polling;         /* of who is at the device */
     gboolean watched;          /* guarded by lock: somebody who rests looks up by himself */
     gint64 served_us;          /* guarded by lock: when the last request came */
     Worker worker[WORKERS];
@@ -119,6 +121,19 @@ static void woken(int signum G_GNUC_UNUSED)
 {
 }
 
+static int receive(FsWorkers *all, struct fuse_buf *buffer)
+{
+    struct pollfd device = {.fd = fuse_session_fd(all->fs->session), .events = POLLIN};
+
+    if (g_atomic_int_get(&all->fs->over)) {
+        return 0;
+    }
+    if (be_poll(&all->polling, &device, 1, -1) < 0) {
+        return -errno;
+    }
+    return fuse_session_receive_buf(all->fs->session, buffer);
+}
+
 static void worker_serve(Worker *worker)
 {
     FsWorkers *all = worker->all;
@@ -129,7 +144,7 @@ static void worker_serve(Worker *worker)
         int result;
 
         take_turn(all);
-        result = g_atomic_int_get(&fs->over) ? 0 : fuse_session_receive_buf(fs->session, &buffer);
+        result = receive(all, &buffer);
         give_turn(all);
         if (result == -EINTR || result == -EAGAIN) {
             continue;

@@ -136,6 +136,7 @@ static Be *backend_new(const VmOptions *options, GError **error)
         .offline = options->offline_paused ? BE_OFFLINE_PAUSED : BE_OFFLINE_IMAGE,
         .recover = options->recover_end ? BE_RECOVER_END : BE_RECOVER_ADOPT,
         .idle_end = options->idle_end,
+        .busy_poll_us = options->busy_poll,
         .keep_checkpoints = options->keep_checkpoints,
         .appliances = options->appliances,
         .appliance_idle = options->appliance_idle,

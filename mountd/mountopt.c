@@ -14,6 +14,7 @@
 #define MAX_ACTION_TIMEOUT 3600
 #define MAX_APPLIANCES 64
 #define MAX_IDLE (7 * 24 * 3600)
+#define MAX_BUSY_POLL 1000
 
 typedef struct OptionRow OptionRow;
 
@@ -156,6 +157,11 @@ static gboolean set_idle(const char *value, gpointer field, GError **error G_GNU
     return set_number(value, 10, MAX_IDLE, field);
 }
 
+static gboolean set_busy_poll(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
+{
+    return set_number(value, 10, MAX_BUSY_POLL, field);
+}
+
 static gboolean set_appliances(const char *value, gpointer field, GError **error G_GNUC_UNUSED)
 {
     return set_number(value, 10, MAX_APPLIANCES, field) && *(guint32 *)field > 0;
@@ -263,6 +269,8 @@ static const OptionRow option_rows[] = {
      "an action that takes longer answers ETIMEDOUT"},
     {"idle-end", "SECONDS", set_idle, FIELD(idle_end),
      "end a backup that nobody has read for so long (0: never, the default)"},
+    {"busy-poll", "MICROSECONDS", set_busy_poll, FIELD(busy_poll),
+     "how long to look for the next request before sleeping (0: never; default 100)"},
     {"keep-checkpoints", "N", set_keep, FIELD(keep_checkpoints),
      "how many checkpoints of ours stay for each chain (0: all; default 8)"},
     {"recover", "adopt|end", set_recover, FIELD(recover_end),

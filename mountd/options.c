@@ -15,6 +15,7 @@
 #include "mountd/mountopt.h"
 
 #define DEFAULT_KEEP_CHECKPOINTS 8
+#define DEFAULT_BUSY_POLL 100
 #define DEFAULT_SCRATCH_RESERVE (G_GUINT64_CONSTANT(1) << 30)
 
 /* ---- The switches --------------------------------------------------------- */
@@ -299,6 +300,7 @@ static VmOptions *options_new(void)
     options->gid = getgid();
     options->data_gid = G_MAXUINT32;
     options->scratch_reserve = DEFAULT_SCRATCH_RESERVE;
+    options->busy_poll = DEFAULT_BUSY_POLL;
     options->keep_checkpoints = DEFAULT_KEEP_CHECKPOINTS;
     options->kernel = g_string_new(NULL);
     return options;

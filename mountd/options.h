@@ -51,6 +51,7 @@ typedef struct {
     char *files;               /* "hidden", "listed", "off"; NULL: hidden */
     guint64 scratch_reserve;
     guint32 idle_end;          /* seconds; 0: never */
+    guint32 busy_poll;         /* microseconds; 0: never */
     guint32 keep_checkpoints;  /* of each chain; 0: all */
     gboolean recover_end;
     gboolean offline_paused;

@@ -67,6 +67,7 @@ static void test_defaults(void)
     g_assert_cmpuint(options->gid, ==, getgid());
     g_assert_cmpuint(options->data_gid, ==, G_MAXUINT32);
     g_assert_cmpuint(options->umask, ==, 0);
+    g_assert_cmpuint(options->busy_poll, ==, 100);
     g_assert_cmpuint(options->kernel->len, ==, 0);
     g_assert_true(g_path_is_absolute(options->state_dir));
     g_assert_true(g_path_is_absolute(options->run_dir));
@@ -147,7 +148,7 @@ static void test_every_value(void)
     g_autoptr(VmOptions) options = parse_good(
         "-o|ro,allow_other,uid=root,gid=root,data-gid=64055,domains=web*,mkdir=off,scratch=/s,"
         "scratch-reserve=2G,state-dir=/a//b/,run-dir=/r,action-timeout=90,"
-        "idle-end=3600,keep-checkpoints=0,recover=end,offline=paused|qemu:///system|/");
+        "idle-end=3600,busy-poll=0,keep-checkpoints=0,recover=end,offline=paused|qemu:///system|/");
 
     g_assert_true(options->read_only);
     g_assert_true(options->allow_other);
@@ -162,6 +163,7 @@ static void test_every_value(void)
     g_assert_cmpstr(options->run_dir, ==, "/r");
     g_assert_cmpuint(options->action_timeout, ==, 90);
     g_assert_cmpuint(options->idle_end, ==, 3600);
+    g_assert_cmpuint(options->busy_poll, ==, 0);
     g_assert_cmpuint(options->keep_checkpoints, ==, 0);
     g_assert_true(options->recover_end);
     g_assert_true(options->offline_paused);
@@ -225,6 +227,7 @@ static void test_wrong_words(void)
         {"action-timeout=999999", "not of the form SECONDS"},
         {"keep-checkpoints=-1", "not of the form N"},
         {"idle-end=604801", "not of the form SECONDS"},
+        {"busy-poll=1001", "not of the form MICROSECONDS"},
         {"recover=yes", "not of the form adopt|end"},
         {"offline=yes", "not of the form image|paused"},
         {"auto_unmount", "is refused"},

@@ -227,6 +227,48 @@ static void test_holes(void)
     server_stop(pid);
 }
 
+/* In a hole, and never behind the read before. */
+static void read_stray(BeReader *reader, Call *call, guint i)
+{
+    guint64 offset = (2 + i % 2 * 8) * MIB + i * 8 * KIB;
+
+    g_assert_cmpint(read_into(reader, call, offset, 4 * KIB), ==, 0);
+    g_assert_cmpint(call->result, ==, 4 * KIB);
+    g_assert_cmpint(call->bytes[0] | call->bytes[4 * KIB - 1], ==, 0);
+}
+
+/* A few looks at a disk fetch no map; who goes on gets holes without the server. */
+static void test_holes_at_random(void)
+{
+    g_autofree char *path = make_sparse_file();
+    g_autofree char *arguments = g_strdup_printf("file %s", path);
+    GPid pid = server_start(arguments);
+    BeStream *stream = be_stream_new_nbd(socket_path, "", 16 * MIB, 16 * MIB);
+    BeReader *reader = be_reader_new(stream);
+    gint64 deadline_us = g_get_monotonic_time() + 30 * G_USEC_PER_SEC;
+    g_autoptr(Call) call = call_new();
+    guint64 fetched;
+    guint i;
+
+    for (i = 0; i < 60; i++) {
+        read_stray(reader, call, i);
+    }
+    g_assert_cmpuint(be_stream_allocated(stream), ==, 16 * MIB);
+    g_assert_cmpuint(be_stream_bytes_fetched(stream), >=, 60 * 4 * KIB);
+    for (; be_stream_allocated(stream) != 2 * MIB; i++) {
+        g_assert_cmpint(g_get_monotonic_time(), <, deadline_us);
+        read_stray(reader, call, i % 500);
+    }
+    fetched = be_stream_bytes_fetched(stream);
+    for (i = 0; i < 500; i++) {
+        read_stray(reader, call, i);
+    }
+    g_assert_cmpuint(be_stream_bytes_fetched(stream), ==, fetched);
+    be_reader_free(reader);
+    stream_end(stream);
+    server_stop(pid);
+}
+
 static void test_no_map_is_all_data(void)
 {
     GPid pid = server_start("--no-sr memory 4M");
@@ -403,6 +445,7 @@ int main(int argc, char **argv)
     g_test_add_func("/stream/many-random-reads", test_many_random_reads);
     g_test_add_func("/stream/edges-of-a-read", test_edges_of_a_read);
     g_test_add_func("/stream/holes", test_holes);
+    g_test_add_func("/stream/holes-at-random", test_holes_at_random);
     g_test_add_func("/stream/no-map-is-all-data", test_no_map_is_all_data);
     for (guint i = 0; i < G_N_ELEMENTS(errors); i++) {
         g_autofree char *path = g_strconcat("/stream/errors-hit-single-reads/", errors[i].errnum,
