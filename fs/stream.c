@@ -16,22 +16,6 @@
 #define WAIT_MS 1000
 #define WAIT_SLOW_MS 5000
 
-/*
- * Programs that read a file once, from start to end, in large pieces: past the
- * page cache they are a fifth faster (contrib/bench/RESULTS.md).  A hint that
- * changes no byte; whoever calls himself so without being it is only slower.
- */
-static const char *const streaming_programs[] = {"cp", NULL};
-
-static gboolean caller_streams(const FsReq *req)
-{
-    g_autofree char *path = g_strdup_printf("/proc/%d/comm", (int)req->caller.pid);
-    g_autofree char *name = NULL;
-
-    return g_file_get_contents(path, &name, NULL, NULL)
-           && g_strv_contains(streaming_programs, g_strchomp(name));
-}
-
 /* ---- Streams whose size is to be found out --------------------------------- */
 
 /* Somebody waits for it; a counted box, shared with the deadline. */
@@ -112,7 +96,7 @@ static void open_prepared(FsReq *req)
      * the kernel has cached of it is right for every opener.
      */
     req->fi.keep_cache = 1;
-    req->fi.direct_io = (req->fi.flags & O_DIRECT) || caller_streams(req);
+    req->fi.direct_io = (req->fi.flags & O_DIRECT) != 0;
     fs_req_open(req, file);
     fs_req_unref(req);
 }

@@ -24,6 +24,7 @@
 #include "mountd/doctor.h"
 #include "mountd/log.h"
 #include "mountd/options.h"
+#include "mountd/readahead.h"
 #include "mountd/ready.h"
 #include "mountd/signals.h"
 #include "mountd/stale.h"
@@ -63,6 +64,7 @@ static void mount_ready(gpointer user)
     g_autofree char *status = g_strdup_printf("serving %s at %s", mount->options->uri,
                                               mount->options->mountpoint);
 
+    vm_readahead_raise(mount->options->mountpoint);
     g_message("%s, version %s", status, VMSNAPFS_VERSION);
     vm_ready_announce(mount->ready, status);
 }

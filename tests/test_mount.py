@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bed import VMSNAPFS, Guest, bed_dir, mount_points, sh, wait_for
+from bed import VMSNAPFS, Guest, Mount, bed_dir, mount_points, sh, wait_for
 
 
 @pytest.fixture
@@ -70,6 +70,26 @@ def test_fstab_line(point: Path, in_path: None, tmp_path: Path, guest: Guest) ->
     with pytest.raises(OSError, match="Read-only"):
         (point / "domains" / guest.name / "backups" / "now").mkdir()
     unmount(point)
+
+
+def read_ahead_of(path: Path) -> Path:
+    device = path.stat().st_dev
+    return Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+
+
+def test_kernel_reads_ahead(mount: Callable[..., Mount]) -> None:
+    """As much as one request can hold; where it may not be said, as much as the kernel likes."""
+    setting = read_ahead_of(mount("qemu:///system").path)
+    wait_for(lambda: setting.read_text() == "1024\n", 10, "read-ahead of 1 MiB")
+    sh(["mount", "-t", "tmpfs", "vmsnapfs-tests", "/sys/class/bdi"])
+    try:
+        mnt = mount("qemu:///system", "-d", f"state-dir={bed_dir()}/state-ahead",
+                    f"run-dir={bed_dir()}/run-ahead")
+        wait_for(lambda: "read-ahead stays as it is" in mnt.log(), 10, "a word about it")
+        assert "domains" in os.listdir(mnt.path)
+    finally:
+        sh(["umount", "/sys/class/bdi"])
+    assert read_ahead_of(mnt.path).read_text() == "128\n"
 
 
 def test_doctor_says_what_it_sees(guest: Guest) -> None:
