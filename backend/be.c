@@ -25,11 +25,13 @@
 #include "backend/private.h"
 #include "backend/readings.h"
 #include "backend/snapshot.h"
+#include "backend/stream.h"
 #include "backend/record.h"
 #include "backend/trust.h"
 #include "backend/wait.h"
 
 #define START_WAIT_US (10 * G_USEC_PER_SEC)
+#define STREAMS_END_US (10 * G_USEC_PER_SEC)
 #define SUN_PATH_MAX 107
 
 /* A job's socket is RUN_DIR/<24 hex digits>/nbd.sock. */
@@ -337,6 +339,11 @@ void be_free(Be *be)
     be_block_jobs_free(be->block_jobs);
     be_jobs_free(be->jobs);
     be_objects_free(be->objects);
+    /* Images that are being read are looked at again and again, with what follows. */
+    if (!be_streams_wait(STREAMS_END_US)) {
+        g_warning("a disk that was read does not let go; the process ends without it");
+        return;
+    }
     be_owners_free(be->owners);
     be_readings_free(be->readings);
     be_snapshots_left_free(be->snapshots_left);

@@ -51,6 +51,35 @@ void be_stream_task_start_locked(BeStream *stream, void (*run)(BeStream *stream)
     task_push(be_stream_ref(stream), run);
 }
 
+/* ---- All of them ---- */
+
+static GMutex all_lock;
+static GCond all_gone;
+static guint all_attached;     /* guarded by all_lock; streams that were opened, and not closed */
+
+static void count_attached(int change)
+{
+    g_mutex_lock(&all_lock);
+    all_attached += (guint)change;
+    if (all_attached == 0) {
+        g_cond_broadcast(&all_gone);
+    }
+    g_mutex_unlock(&all_lock);
+}
+
+gboolean be_streams_wait(gint64 timeout_us)
+{
+    gint64 deadline_us = g_get_monotonic_time() + timeout_us;
+    gboolean gone;
+
+    g_mutex_lock(&all_lock);
+    while (all_attached > 0 && g_cond_wait_until(&all_gone, &all_lock, deadline_us)) {
+    }
+    gone = all_attached == 0;
+    g_mutex_unlock(&all_lock);
+    return gone;
+}
+
 /* ---- Object ---- */
 
 BeStream *be_stream_new(guint64 size, guint64 allocated_estimate, const BeSourceOps *ops,
@@ -430,6 +459,9 @@ static gboolean attach_locked(BeStream *stream)
 {
     if (!stream->attached) {
         stream->attached = be_clock_attach(stream);
+        if (stream->attached) {
+            count_attached(1);
+        }
     }
     return stream->attached;
 }
@@ -561,4 +593,7 @@ void be_stream_close(BeStream *stream)
     g_cond_broadcast(&stream->quiet);
     /* A seek may have come in when the clock was just leaving. */
     be_stream_deliver_all_and_unlock(stream, &stream->reads_ended, &stream->seeks_ended);
+    if (attached) {
+        count_attached(-1);
+    }
 }

@@ -135,6 +135,14 @@ void be_stream_fail(BeStream *stream, const char *reason);
 void be_stream_close(BeStream *stream);
 
 /**
+ * be_streams_wait: until every stream that was ever opened is closed.  The last reference
+ * to one may go on a thread that has to do with it, and it is closed on a worker: only
+ * after this does none of them call what it stands on.  The caller has let go of all.
+ * Returns: FALSE when that took longer than @timeout_us.
+ */
+gboolean be_streams_wait(gint64 timeout_us);
+
+/**
  * be_stream_reason: why it failed, to free with g_free(), or NULL.
  */
 char *be_stream_reason(BeStream *stream);

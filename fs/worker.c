@@ -7,7 +7,8 @@
  * (be_thread_on_wait()), or when it takes too long.  If all of them waited at the
  * device, the kernel would wake each in its turn for a caller who reads one block after
  * the other.  While such a caller's requests come it does not sleep at once (be_poll()): to
- * be woken takes longer than he needs for the next one.  What was measured, contrib/bench/RESULTS.md says.
+ * be woken takes longer than he needs for the next one.  What was measured,
+ * contrib/bench/RESULTS.md says.
  *
  * `lock` guards whose turn it is, and is held for a few instructions.
  */

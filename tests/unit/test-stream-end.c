@@ -396,6 +396,11 @@ static void test_server_on_demand(void)
     server_stop(demand.pid);
 }
 
+static void ignore_seek(gint64 offset G_GNUC_UNUSED, int errnum G_GNUC_UNUSED,
+                        gpointer user G_GNUC_UNUSED)
+{
+}
+
 static void test_unused_stream_starts_nothing(void)
 {
     Demand demand = {0};
@@ -412,6 +417,27 @@ static void test_unused_stream_starts_nothing(void)
     be_stream_unref(demand_stream(&demand, 1));
     g_assert_cmpint(g_atomic_int_get(&demand.prepared), ==, 0);
     g_assert_cmpint(g_atomic_int_get(&demand.destroyed), ==, 2);
+}
+
+/* What a stream stands on is freed after the wait: so it is closed by then, and the map
+ * that was on its way is not fetched any more. */
+static void test_nothing_is_under_way(void)
+{
+    g_assert_true(be_streams_wait(30 * G_USEC_PER_SEC));
+    for (int round = 0; round < 20; round++) {
+        Demand demand = {0};
+        BeStream *stream = demand_stream(&demand, 64 * MIB);
+        BeReader *reader = be_reader_new(stream);
+        g_autoptr(Call) call = call_new();
+
+        assert_read(reader, call, 0, 128 * KIB);
+        be_stream_seek(stream, 0, TRUE, ignore_seek, NULL);
+        be_reader_free(reader);
+        be_stream_unref(stream);
+        g_assert_true(be_streams_wait(30 * G_USEC_PER_SEC));
+        g_assert_cmpint(g_atomic_int_get(&demand.destroyed), ==, 1);
+        server_stop(demand.pid);
+    }
 }
 
 /* ---- Main ---------------------------------------------------------------- */
@@ -437,6 +463,7 @@ int main(int argc, char **argv)
     g_test_add_func("/stream-end/deadline", test_deadline);
     g_test_add_func("/stream-end/rate", test_rate);
     g_test_add_func("/stream-end/server-on-demand", test_server_on_demand);
+    g_test_add_func("/stream-end/nothing-is-under-way", test_nothing_is_under_way);
     g_test_add_func("/stream-end/unused-stream-starts-nothing", test_unused_stream_starts_nothing);
     status = g_test_run();
     stream_tool_end();
