@@ -339,23 +339,25 @@ void be_free(Be *be)
     be_block_jobs_free(be->block_jobs);
     be_jobs_free(be->jobs);
     be_objects_free(be->objects);
+    /* Timers watch over streams, and nothing that is left starts one. */
+    if (be->timer_context) {
+        g_main_loop_unref(be->timer_loop);
+        g_main_context_unref(be->timer_context);
+    }
+    be_readings_let_go(be->readings);
     /* Images that are being read are looked at again and again, with what follows. */
     if (!be_streams_wait(STREAMS_END_US)) {
         g_warning("a disk that was read does not let go; the process ends without it");
         return;
     }
-    be_owners_free(be->owners);
     be_readings_free(be->readings);
+    be_owners_free(be->owners);
     be_snapshots_left_free(be->snapshots_left);
     be_inventory_free(be->inventory);
     if (be->action_conn != be->query_conn) {
         be_conn_free(be->action_conn);
     }
     be_conn_free(be->query_conn);
-    if (be->timer_context) {
-        g_main_loop_unref(be->timer_loop);
-        g_main_context_unref(be->timer_context);
-    }
     if (be->lock_fd >= 0) {
         close(be->lock_fd);
     }

@@ -55,6 +55,20 @@ BeReadings *be_readings_new(void)
     return readings;
 }
 
+void be_readings_let_go(BeReadings *readings)
+{
+    GPtrArray *all;
+
+    if (!readings) {
+        return;
+    }
+    g_mutex_lock(&readings->lock);
+    all = readings->all;
+    readings->all = g_ptr_array_new_with_free_func(reading_unref);
+    g_mutex_unlock(&readings->lock);
+    g_ptr_array_unref(all);
+}
+
 void be_readings_free(BeReadings *readings)
 {
     if (!readings) {

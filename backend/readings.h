@@ -10,6 +10,12 @@
 BeReadings *be_readings_new(void);
 
 /**
+ * be_readings_let_go: of all that is read; streams that nobody else has are closed then, on
+ * workers, which may still ask be_readings_are_allowed().
+ */
+void be_readings_let_go(BeReadings *readings);
+
+/**
  * be_readings_free: removes the directory of the sockets.
  */
 void be_readings_free(BeReadings *readings);
