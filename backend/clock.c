@@ -100,7 +100,9 @@ void be_clock_detach(BeStream *stream)
     while (stream_clock.ticking == stream) {
         g_cond_wait(&stream_clock.changed, &stream_clock.lock);
     }
-    if (stream_clock.streams->len == 0) {
+    /* Another one that was let go of may still be ticked: then it is that one's turn to end
+     * the thread, which has the array in its hands until then. */
+    if (stream_clock.streams && stream_clock.streams->len == 0 && !stream_clock.ticking) {
         thread = g_steal_pointer(&stream_clock.thread);
         stream_clock.epoch++;
         g_clear_pointer(&stream_clock.streams, g_ptr_array_unref);

@@ -396,6 +396,38 @@ static void test_server_on_demand(void)
     server_stop(demand.pid);
 }
 
+static gpointer open_and_close(gpointer data G_GNUC_UNUSED)
+{
+    g_autoptr(Call) call = call_new();
+
+    for (int i = 0; i < 60; i++) {
+        BeStream *stream = be_stream_new_nbd(socket_path, "", 64 * MIB, 0);
+        BeReader *reader = be_reader_new(stream);
+
+        /* Its end kicks the clock, which then looks at all of them. */
+        be_read_unref(be_reader_read(reader, 0, MIB, read_done, call));
+        be_reader_free(reader);
+        call_wait(call);
+        stream_end(stream);
+    }
+    return NULL;
+}
+
+/* The last ones go together, again and again, while the clock ticks. */
+static void test_many_end_at_once(void)
+{
+    GPid pid = server_start("pattern size=64M");
+    GThread *threads[6];
+
+    for (guint i = 0; i < G_N_ELEMENTS(threads); i++) {
+        threads[i] = g_thread_new("open-and-close", open_and_close, NULL);
+    }
+    for (guint i = 0; i < G_N_ELEMENTS(threads); i++) {
+        g_thread_join(threads[i]);
+    }
+    server_stop(pid);
+}
+
 static void ignore_seek(gint64 offset G_GNUC_UNUSED, int errnum G_GNUC_UNUSED,
                         gpointer user G_GNUC_UNUSED)
 {
@@ -463,6 +495,7 @@ int main(int argc, char **argv)
     g_test_add_func("/stream-end/deadline", test_deadline);
     g_test_add_func("/stream-end/rate", test_rate);
     g_test_add_func("/stream-end/server-on-demand", test_server_on_demand);
+    g_test_add_func("/stream-end/many-end-at-once", test_many_end_at_once);
     g_test_add_func("/stream-end/nothing-is-under-way", test_nothing_is_under_way);
     g_test_add_func("/stream-end/unused-stream-starts-nothing", test_unused_stream_starts_nothing);
     status = g_test_run();
