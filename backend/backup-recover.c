@@ -101,10 +101,24 @@ static int begun_job_is_ours(Backup *backup, virDomainPtr domain, GError **error
     return -1;
 }
 
+static void recover_on_worker(Be *be, gpointer data G_GNUC_UNUSED)
+{
+    be_backups_recover(be);
+}
+
 static gboolean recover_again(gpointer data)
 {
-    be_backups_check(data, NULL);
+    Be *be = data;
+
+    if (!g_atomic_int_get(&be->stopping)) {
+        be_query(be, recover_on_worker, NULL, NULL);
+    }
     return G_SOURCE_REMOVE;
+}
+
+static void recover_later(Be *be)
+{
+    g_source_unref(be_timer_add(be, RECOVER_AGAIN_MS, recover_again, be, NULL));
 }
 
 static int orphan_job_is_ours(Be *be, Backup *backup, virDomainPtr domain, GError **error)
@@ -117,7 +131,7 @@ static int orphan_job_is_ours(Be *be, Backup *backup, virDomainPtr domain, GErro
     }
     ours = begun_job_is_ours(backup, domain, &failure);
     if (failure && failure->code == EAGAIN) {
-        g_source_unref(be_timer_add(be, RECOVER_AGAIN_MS, recover_again, be, NULL));
+        recover_later(be);
     }
     if (failure) {
         g_propagate_error(error, g_steal_pointer(&failure));
@@ -132,8 +146,10 @@ gboolean backup_recover(Be *be, Backup *backup)
     gboolean settled;
     int ours = 0;
 
-    /* Its machine is about to be turned off: this is no backup to be given back. */
+    /* Its machine is about to be turned off: this is no backup to be given back.  Another
+     * worker may be at that, and be done before the caller has put the backup back. */
     if (be_paused_is_left(be, backup->pub.domain_uuid)) {
+        recover_later(be);
         return FALSE;
     }
     be_crash_point("recover", "look", "before");

@@ -13,6 +13,7 @@
 #include "backend/domain-read.h"
 #include "backend/error.h"
 #include "backend/prune.h"
+#include "backend/step.h"
 #include "backend/trust.h"
 
 /* A name that is taken by one of ours is tried with ".2" to this. */
@@ -403,8 +404,12 @@ gboolean backup_chain_step_plan(gpointer work, GError **error)
     if (!plan->running || !chain_plan(plan, error)) {
         return FALSE;
     }
-    return (!plan->record || be_trust_write(plan->be, plan->record, error))
-           && be_journal_write(plan->backup, error);
+    /* It names the checkpoint: whose record nobody would remove after a crash between. */
+    if (!be_journal_write(plan->backup, error)) {
+        return FALSE;
+    }
+    be_crash_point("backup-begin", "journal", "after");
+    return !plan->record || be_trust_write(plan->be, plan->record, error);
 }
 
 void backup_chain_undo_plan(gpointer work)

@@ -104,7 +104,7 @@ END = ("backup-end:abort:before", *points("backup-end", "abort record settle rel
 
 ROWS = (
     Row("backup", "backup-begin:", make("backups"),
-        (*BEGIN, "backup-begin:frozen:after",
+        (*BEGIN, "backup-begin:journal:after", "backup-begin:frozen:after",
          *points("backup-begin", "confirm describe list"))),
     Row("backup-undo", "backup-begin:", make("backups"),
         points("backup-begin", "begin checkpoint hold record", UNDONE), ends=":undone",

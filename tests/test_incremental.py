@@ -323,7 +323,7 @@ def test_machine_dies(off_guest, auto: Mount, tmp_path: Path, number: int) -> No
 
 # At each step what the user does not have is taken back, and what was kept stays.
 BEGIN = [f"backup-begin:{step}:{when}" for step in ("checkpoint", "begin", "confirm", "list")
-         for when in ("before", "after")]
+         for when in ("before", "after")] + ["backup-begin:journal:after"]
 END = [f"backup-end:{step}" for step in ("abort:before", "abort:after", "settle:after",
                                          "release:after")]
 CRASHES = {*BEGIN, *END}
