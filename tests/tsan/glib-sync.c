@@ -22,6 +22,8 @@
 #undef g_thread_pool_new
 #undef g_thread_pool_push
 #undef g_source_set_callback
+#undef g_once_init_enter
+#undef g_once_init_leave
 
 void __tsan_acquire(void *address);
 void __tsan_release(void *address);
@@ -239,4 +241,23 @@ void tsan_g_atomic_rc_box_release_full(gpointer box, GDestroyNotify clear)
     __tsan_release(box);
     __tsan_acquire(box);
     g_atomic_rc_box_release_full(box, clear);
+}
+
+/* ---- Once ---------------------------------------------------------------------------- */
+
+/* Whoever finds it made sees what was made. */
+gboolean tsan_g_once_init_enter(gsize *location)
+{
+    gboolean first = g_once_init_enter(location);
+
+    if (!first) {
+        __tsan_acquire(location);
+    }
+    return first;
+}
+
+void tsan_g_once_init_leave(gsize *location, gsize result)
+{
+    __tsan_release(location);
+    g_once_init_leave(location, result);
 }

@@ -26,6 +26,8 @@ void tsan_g_source_set_callback(GSource *source, GSourceFunc func, gpointer data
                                 GDestroyNotify destroy);
 void tsan_g_atomic_rc_box_release(gpointer box);
 void tsan_g_atomic_rc_box_release_full(gpointer box, GDestroyNotify clear);
+gboolean tsan_g_once_init_enter(gsize *location);
+void tsan_g_once_init_leave(gsize *location, gsize result);
 
 #define g_mutex_init tsan_g_mutex_init
 #define g_mutex_clear tsan_g_mutex_clear
@@ -46,3 +48,7 @@ void tsan_g_atomic_rc_box_release_full(gpointer box, GDestroyNotify clear);
 #define g_atomic_rc_box_release tsan_g_atomic_rc_box_release
 #undef g_atomic_rc_box_release_full
 #define g_atomic_rc_box_release_full tsan_g_atomic_rc_box_release_full
+#undef g_once_init_enter
+#define g_once_init_enter tsan_g_once_init_enter
+#undef g_once_init_leave
+#define g_once_init_leave tsan_g_once_init_leave
