@@ -5,7 +5,6 @@
  * open() runs on a worker of the stream, requests on two threads of the source's
  * pool, small random reads on the caller's.  The file is open while somebody reads: a
  * file that was removed meanwhile must not keep its space because it was read once.
- * The lock is held for a few instructions.
  */
 #include "backend/file-stream.h"
 
@@ -14,6 +13,7 @@
 #include <unistd.h>
 
 #include "backend/error.h"
+#include "backend/hold.h"
 #include "backend/image.h"
 #include "backend/wait.h"
 
@@ -25,94 +25,61 @@ typedef struct {
     guint64 size;
     gint cancelled;            /* atomic */
     GThreadPool *pool;         /* of BeTransfer; NULL until open() */
-    dev_t dev;                 /* constant after open(), as ino */
+    gboolean known;            /* dev and ino are; of open_held() alone, as they */
+    dev_t dev;
     ino_t ino;
-    GMutex lock;
-    int fd;                    /* guarded by lock; -1: it is not open */
-    guint users;               /* guarded by lock; those who have fd */
-    gboolean resting;          /* guarded by lock; the last of them closes it */
+    BeHold *hold;              /* of OpenFile */
 } FileSource;
+
+typedef struct {
+    int fd;
+} OpenFile;
 
 /* ---- The file ---- */
 
-static int open_file(const char *path, guint64 size, struct stat *ret, GError **error)
+static void close_held(gpointer held)
 {
-    int fd = be_image_open(path, error);
+    OpenFile *file = held;
+
+    close(file->fd);
+    g_free(file);
+}
+
+/* The first of the right size is the one that is read for ever. */
+static gboolean is_the_same(FileSource *source, const struct stat *attr)
+{
+    if ((guint64)attr->st_size != source->size) {
+        return FALSE;
+    }
+    if (!source->known) {
+        source->dev = attr->st_dev;
+        source->ino = attr->st_ino;
+        source->known = TRUE;
+    }
+    return attr->st_dev == source->dev && attr->st_ino == source->ino;
+}
+
+static gpointer open_held(gpointer user, GError **error)
+{
+    FileSource *source = user;
+    OpenFile *file;
+    struct stat attr;
+    int fd = be_image_open(source->path, error);
 
     if (fd < 0) {
-        return -1;
+        return NULL;
     }
-    if (fstat(fd, ret) < 0 || (guint64)ret->st_size != size) {
-        g_set_error(error, BE_ERROR, EIO, "the file '%s' has changed", path);
-        close(fd);
-        return -1;
+    file = g_new(OpenFile, 1);
+    file->fd = fd;
+    if (fstat(fd, &attr) < 0 || !is_the_same(source, &attr)) {
+        g_set_error(error, BE_ERROR, EIO, "the file '%s' has changed", source->path);
+        close_held(file);
+        return NULL;
     }
-    return fd;
+    return file;
 }
 
-static int take_locked(FileSource *source)
-{
-    source->users += source->fd >= 0;
-    return source->fd;
-}
-
-/* Returns: -1: it is not open; else give() gives it back. */
-static int take_open(FileSource *source)
-{
-    int fd;
-
-    g_mutex_lock(&source->lock);
-    fd = take_locked(source);
-    g_mutex_unlock(&source->lock);
-    return fd;
-}
-
-/* The same, and opens it again; two may do so at once. */
-static int take(FileSource *source)
-{
-    g_autoptr(GError) error = NULL;
-    int fd = take_open(source);
-    int mine = -1;
-    struct stat attr;
-
-    if (fd >= 0) {
-        return fd;
-    }
-    mine = open_file(source->path, source->size, &attr, &error);
-    if (mine < 0 || attr.st_dev != source->dev || attr.st_ino != source->ino) {
-        g_info("%s", error ? error->message : "a file was replaced by another one");
-    } else {
-        g_mutex_lock(&source->lock);
-        if (source->fd < 0) {
-            source->fd = mine;
-            source->resting = FALSE;
-            mine = -1;
-        }
-        fd = take_locked(source);
-        g_mutex_unlock(&source->lock);
-    }
-    if (mine >= 0) {
-        close(mine);
-    }
-    return fd;
-}
-
-static void give(FileSource *source, guint users, gboolean rest)
-{
-    int unused = -1;
-
-    g_mutex_lock(&source->lock);
-    source->users -= users;
-    source->resting = source->resting || rest;
-    if (source->resting && source->users == 0) {
-        unused = source->fd;
-        source->fd = -1;
-    }
-    g_mutex_unlock(&source->lock);
-    if (unused >= 0) {
-        close(unused);
-    }
-}
+static const BeHoldOps hold_ops = {.open = open_held, .close = close_held};
 
 /* ---- Requests ---- */
 
@@ -122,17 +89,22 @@ static void serve(gpointer item, gpointer user)
 {
     BeTransfer *transfer = item;
     FileSource *source = user;
+    g_autoptr(GError) error = NULL;
+    OpenFile *file = NULL;
     int errnum = EIO;
-    int fd;
 
     if (item == &rest) {
-        give(source, 0, TRUE);
+        be_hold_rest(source->hold);
         return;
     }
-    fd = g_atomic_int_get(&source->cancelled) ? -1 : take(source);
-    if (fd >= 0) {
-        errnum = be_pread_whole(fd, transfer->buffer, transfer->length, transfer->offset);
-        give(source, 1, FALSE);
+    if (!g_atomic_int_get(&source->cancelled)) {
+        file = be_hold_take(source->hold, &error);
+    }
+    if (file) {
+        errnum = be_pread_whole(file->fd, transfer->buffer, transfer->length, transfer->offset);
+        be_hold_give(source->hold);
+    } else if (error) {
+        g_info("%s", error->message);
     }
     transfer->done(transfer, errnum);
 }
@@ -141,17 +113,11 @@ static gboolean source_open(gpointer data, gint64 timeout_us G_GNUC_UNUSED,
                             BeSourceLimits *ret_limits, GError **error)
 {
     FileSource *source = data;
-    struct stat attr;
-    int fd = open_file(source->path, source->size, &attr, error);
 
-    if (fd < 0) {
+    if (!be_hold_take(source->hold, error)) {
         return FALSE;
     }
-    source->dev = attr.st_dev;
-    source->ino = attr.st_ino;
-    g_mutex_lock(&source->lock);
-    source->fd = fd;
-    g_mutex_unlock(&source->lock);
+    be_hold_give(source->hold);
     source->pool = g_thread_pool_new(serve, source, THREADS, FALSE, NULL);
     ret_limits->block_min = 1;
     ret_limits->request_max = BE_READ_MAX;
@@ -172,16 +138,16 @@ static gboolean source_read_now(gpointer data, guint64 offset, guint32 length,
     FileSource *source = data;
     g_autofree char *buffer = NULL;
     int errnum = EIO;
-    int fd = length <= NOW_MAX ? take_open(source) : -1;
+    const OpenFile *file = length <= NOW_MAX ? be_hold_take_open(source->hold) : NULL;
 
-    if (fd < 0) {
+    if (!file) {
         return FALSE;
     }
     buffer = g_malloc(length);
     if (!g_atomic_int_get(&source->cancelled)) {
-        errnum = be_pread_whole(fd, buffer, length, offset);
+        errnum = be_pread_whole(file->fd, buffer, length, offset);
     }
-    give(source, 1, FALSE);
+    be_hold_give(source->hold);
     sink(buffer, errnum, user);
     return TRUE;
 }
@@ -222,8 +188,7 @@ static void source_close(gpointer data)
     if (source->pool) {
         g_thread_pool_free(source->pool, FALSE, TRUE);
     }
-    give(source, 0, TRUE);
-    g_mutex_clear(&source->lock);
+    be_hold_free(source->hold);
     g_free(source->path);
     g_free(source);
 }
@@ -245,7 +210,6 @@ BeStream *be_stream_new_file(const char *path, guint64 size)
 
     source->path = g_strdup(path);
     source->size = size;
-    source->fd = -1;
-    g_mutex_init(&source->lock);
+    source->hold = be_hold_new(&hold_ops, source);
     return be_stream_new(size, size, &file_ops, source);
 }

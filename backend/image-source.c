@@ -15,6 +15,9 @@
 #include <unistd.h>
 
 #include "backend/error.h"
+#include "backend/hold.h"
+#include "backend/image-map.h"
+#include "backend/lease.h"
 #include "backend/split.h"
 #include "backend/wait.h"
 
@@ -33,7 +36,10 @@ typedef struct {
     gint cancelled;            /* atomic */
     gint64 timeout_us;         /* constant after open() */
     gboolean straight;         /* the same; FALSE: all of it is the server's */
-    BeImageHold *hold;
+    GPtrArray *chain;          /* of BeImage */
+    gboolean (*check)(gpointer user, GError **error); /* NULL: none */
+    gpointer check_user;
+    BeHold *hold;              /* of BeImageMap: the images, open and locked */
     gboolean rests;            /* while nobody has it open */
     GThreadPool *pool;         /* of BeTransfer; NULL until open() */
 
@@ -94,6 +100,37 @@ static int submit_to_server(ImageSource *source, BeSplit *split, guint64 offset,
 }
 
 /* ---- The files ---- */
+
+static void lease(const GPtrArray *chain, void (*change)(const BeImage *image))
+{
+    for (guint i = 0; i < chain->len; i++) {
+        change(g_ptr_array_index(chain, i));
+    }
+}
+
+/*
+ * Whoever writes asks for the lease first, and whoever reads looks at the images under
+ * it: so one of the two sees the other.
+ */
+static gpointer open_images(gpointer user, GError **error)
+{
+    const ImageSource *source = user;
+    BeImageMap *map = NULL;
+
+    lease(source->chain, be_lease_take);
+    if (!source->check || source->check(source->check_user, error)) {
+        map = be_image_map_open(source->chain, error);
+    }
+    lease(source->chain, be_lease_drop);
+    return map;
+}
+
+static void close_images(gpointer map)
+{
+    be_image_map_free(map);
+}
+
+static const BeHoldOps hold_ops = {.open = open_images, .close = close_images};
 
 /* Returns: 0 or EIO; for OTHER nothing is done. */
 static int take_piece(const BeImagePiece *piece, guint8 *buffer)
@@ -157,14 +194,14 @@ static void serve(gpointer item, gpointer user)
     int errnum = EIO;
 
     if (item == &rest) {
-        be_image_hold_rest(source->hold);
+        be_hold_rest(source->hold);
         return;
     }
     split = be_split_new(item, NULL, NULL);
-    map = be_image_hold_take(source->hold, &error);
+    map = be_hold_take(source->hold, &error);
     if (map) {
         errnum = serve_pieces(source, map, split);
-        be_image_hold_give(source->hold);
+        be_hold_give(source->hold);
     } else {
         g_info("image: %s", error->message);
     }
@@ -228,11 +265,11 @@ static gboolean source_extents(gpointer data, BeExtentKind kind, guint64 offset,
     ImageSource *source = data;
 
     if (source->straight && kind == BE_EXTENTS_ALLOCATION) {
-        BeImageMap *map = be_image_hold_take(source->hold, error);
+        BeImageMap *map = be_hold_take(source->hold, error);
         gboolean good = map && map_extents(source, map, offset, out, error);
 
         if (map) {
-            be_image_hold_give(source->hold);
+            be_hold_give(source->hold);
         }
         return good;
     }
@@ -249,8 +286,8 @@ static gboolean source_open(gpointer data, gint64 timeout_us, BeSourceLimits *re
     g_autoptr(GError) map_error = NULL;
 
     source->timeout_us = timeout_us;
-    if (be_image_hold_take(source->hold, &map_error)) {
-        be_image_hold_give(source->hold);
+    if (be_hold_take(source->hold, &map_error)) {
+        be_hold_give(source->hold);
         source->straight = TRUE;
         source->pool = g_thread_pool_new(serve, source, THREADS, FALSE, NULL);
         *ret_limits = (BeSourceLimits){.block_min = 1, .request_max = BE_READ_MAX,
@@ -338,12 +375,12 @@ static gboolean source_read_now(gpointer data, guint64 offset, guint32 length, g
                && source->server_ops->read_now(source->server, offset, length, timeout_us, sink,
                                                user);
     }
-    map = length <= NOW_MEMORY_MAX ? be_image_hold_take_open(source->hold) : NULL;
+    map = length <= NOW_MEMORY_MAX ? be_hold_take_open(source->hold) : NULL;
     if (!map) {
         return FALSE;
     }
     done = read_plain(map, offset, length, sink, user);
-    be_image_hold_give(source->hold);
+    be_hold_give(source->hold);
     return done;
 }
 
@@ -365,7 +402,7 @@ static void source_cancel(gpointer data)
     source->server_ops->cancel(source->server);
 }
 
-/* First those who give work to the server; the hold's check is the server's. */
+/* First those who give work to the server, whose end frees what check() looks at. */
 static void source_close(gpointer data)
 {
     ImageSource *source = data;
@@ -373,7 +410,8 @@ static void source_close(gpointer data)
     if (source->pool) {
         g_thread_pool_free(source->pool, FALSE, TRUE);
     }
-    be_image_hold_free(source->hold);
+    be_hold_free(source->hold);
+    g_ptr_array_unref(source->chain);
     source->server_ops->close(source->server);
     g_mutex_clear(&source->lock);
     g_free(source);
@@ -390,11 +428,15 @@ static const BeSourceOps image_ops = {
     .close = source_close,
 };
 
-BeStream *be_stream_new_image_source(BeImageHold *hold, gboolean rests, const BeNbdExport *server)
+BeStream *be_stream_new_image_source(const BeImageSource *images, gboolean rests,
+                                     const BeNbdExport *server)
 {
     ImageSource *source = g_new0(ImageSource, 1);
 
-    source->hold = hold;
+    source->chain = g_ptr_array_ref(images->chain);
+    source->check = images->check;
+    source->check_user = images->check_user;
+    source->hold = be_hold_new(&hold_ops, source);
     source->rests = rests;
     source->size = server->size;
     source->server = be_nbd_source_new(server, &source->server_ops);

@@ -5,14 +5,15 @@
  */
 #pragma once
 
-#include "backend/image-hold.h"
+#include "backend/image-stream.h"
 #include "backend/nbd.h"
 
 /**
  * be_stream_new_image_source:
- * @hold: (transfer full): the images; taken while the stream reads
+ * @images: its chain gets a reference; the server's end frees what its check() looks at
  * @rests: let go of them when nobody has the stream open any more; the next who reads
  *   takes them again.  Else they are kept from the first read to the end of the stream
  * @server: shows the same disk; is opened when something has to be read from it
  */
-BeStream *be_stream_new_image_source(BeImageHold *hold, gboolean rests, const BeNbdExport *server);
+BeStream *be_stream_new_image_source(const BeImageSource *images, gboolean rests,
+                                     const BeNbdExport *server);

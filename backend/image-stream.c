@@ -190,9 +190,7 @@ BeStream *be_stream_new_image_served(const BeImageSource *source, BeImageServer 
     if (source->in_use || source->snapshot) {
         return be_stream_new_nbd_export(&nbd);
     }
-    return be_stream_new_image_source(
-        be_image_hold_new(source->chain, source->check, source->check_user), ret_server != NULL,
-        &nbd);
+    return be_stream_new_image_source(source, ret_server != NULL, &nbd);
 }
 
 BeStream *be_stream_new_image(const BeImageSource *source, GError **error)
