@@ -45,6 +45,7 @@ typedef struct {
     DiskServer *disks;         /* once it has said hello */
     FilesCall *start;          /* of our own; NULL once it has ended */
     gboolean ready;            /* the start has succeeded */
+    gboolean died;             /* after that, by itself */
     gboolean inspected;        /* a path in "root" has been answered */
     FilesStage stage;
     GQueue flying;             /* of FilesCall: sent, not ended; the first is being done */
@@ -143,6 +144,7 @@ static void fail_died(Appliance *appliance)
 {
     g_autofree char *reason = NULL;
 
+    appliance->died = appliance->ready && !appliance->error;
     /* It has closed its end, so it is ending; a moment, and it says why. */
     for (int i = 0; i < 100 && be_child_alive(appliance->child); i++) {
         g_usleep(10000);
@@ -191,27 +193,6 @@ static void send_start(Appliance *appliance)
     call->link.data = call;
     appliance->start = call;
     send_call(appliance, call);
-}
-
-FilesCall *be_files_take(BeFiles *files)
-{
-    GList *link;
-
-    g_mutex_lock(&files->lock);
-    link = g_queue_pop_head_link(&files->submitted);
-    files->flying += link != NULL;
-    g_mutex_unlock(&files->lock);
-    return link ? link->data : NULL;
-}
-
-void be_files_end_taken(BeFiles *files, FilesCall *call, const guint8 *data, gsize length,
-                        const GError *error)
-{
-    be_files_call_end(call, data, length, error);
-    g_mutex_lock(&files->lock);
-    files->flying--;
-    files->used_us = g_get_monotonic_time();
-    g_mutex_unlock(&files->lock);
 }
 
 /* Sends what is queued; who only wants it started is answered here. */
@@ -545,11 +526,16 @@ static void appliance_clear(Appliance *appliance)
     g_byte_array_unref(appliance->output);
 }
 
-/* What it was asked for and did not answer. */
+/* What it was asked for and did not answer; with a death that has to do with the first
+ * of them alone. */
 static void fail_flying(Appliance *appliance, const GError *error)
 {
     GList *link;
 
+    while (appliance->died && appliance->flying.length > 1) {
+        link = g_queue_pop_tail_link(&appliance->flying);
+        be_files_give_back(appliance->files, link->data);
+    }
     while ((link = g_queue_pop_head_link(&appliance->flying))) {
         if (link->data == appliance->start) {
             be_files_call_end(link->data, NULL, 0, error);
@@ -577,6 +563,8 @@ FilesEnd be_files_run(BeFiles *files, gboolean tcg, GError **error)
     if (appliance.error && !appliance.ready && !tcg && appliance.disks
         && appliance.stage >= FILES_STAGE_BOOT) {
         end = FILES_END_KVM;
+    } else if (appliance.died) {
+        end = FILES_END_DIED;
     } else if (!appliance.error) {
         end = FILES_END_IDLE;
     }

@@ -89,9 +89,21 @@ struct BeFiles {
 void be_files_submit(BeFiles *files, FilesCall *call);
 
 /**
- * be_files_stopped_locked: why an appliance is to end or not to start, or NULL.
+ * be_files_stopped_locked: why an appliance is to end, or NULL.
+ * be_files_refusal_locked: why none is to be started, or NULL.
  */
 GError *be_files_stopped_locked(const BeFiles *files);
+GError *be_files_refusal_locked(const BeFiles *files);
+
+/**
+ * be_files_take: the next call that was submitted, or NULL.
+ * be_files_end_taken: ends it.
+ * be_files_give_back: it is the next one again.
+ */
+FilesCall *be_files_take(BeFiles *files);
+void be_files_give_back(BeFiles *files, FilesCall *call);
+void be_files_end_taken(BeFiles *files, FilesCall *call, const guint8 *data, gsize length,
+                        const GError *error);
 
 /**
  * be_files_fail_submitted: fails all that is queued.
@@ -112,6 +124,7 @@ gpointer be_files_thread(gpointer files);
 typedef enum {
     FILES_END_IDLE,            /* nobody wants it any more: no failure */
     FILES_END_KVM,             /* it does not start under KVM */
+    FILES_END_DIED,            /* of the call that failed; those after it are queued again */
     FILES_END_FAILED,
 } FilesEnd;
 
@@ -120,14 +133,6 @@ typedef enum {
  * FILES_END_IDLE.
  */
 FilesEnd be_files_run(BeFiles *files, gboolean tcg, GError **error);
-
-/**
- * be_files_take: the next call that was submitted, or NULL.
- * be_files_end_taken: ends it.
- */
-FilesCall *be_files_take(BeFiles *files);
-void be_files_end_taken(BeFiles *files, FilesCall *call, const guint8 *data, gsize length,
-                        const GError *error);
 
 /* ---- files-pool.c ---- */
 

@@ -14,23 +14,23 @@
 
 /* ---- With KVM or without ------------------------------------------------------ */
 
-static gboolean run_by_any_means(BeFiles *files, GError **error)
+static FilesEnd run_by_any_means(BeFiles *files, GError **error)
 {
     g_autoptr(GError) kvm_error = NULL;
     FilesEnd end;
 
     if (be_files_pool_wants_tcg(files->pool)) {
-        return be_files_run(files, TRUE, error) == FILES_END_IDLE;
+        return be_files_run(files, TRUE, error);
     }
     end = be_files_run(files, FALSE, &kvm_error);
     if (end == FILES_END_KVM) {
         be_files_pool_kvm_fails(files->pool);
-        return be_files_run(files, TRUE, error) == FILES_END_IDLE;
+        return be_files_run(files, TRUE, error);
     }
     if (kvm_error) {
         g_propagate_error(error, g_steal_pointer(&kvm_error));
     }
-    return end == FILES_END_IDLE;
+    return end;
 }
 
 /* ---- The thread -------------------------------------------------------------- */
@@ -74,13 +74,12 @@ static gboolean finish(BeFiles *files, const GError *error)
     return over;
 }
 
-/* Why nothing is started for those who still ask, or NULL. */
-static GError *stopped(BeFiles *files)
+static GError *ask(BeFiles *files, GError *(*question)(const BeFiles *files))
 {
     GError *error;
 
     g_mutex_lock(&files->lock);
-    error = be_files_stopped_locked(files);
+    error = question(files);
     g_mutex_unlock(&files->lock);
     return error;
 }
@@ -91,19 +90,22 @@ gpointer be_files_thread(gpointer data)
     gboolean over;
 
     do {
-        g_autoptr(GError) error = stopped(files);
+        g_autoptr(GError) error = ask(files, be_files_refusal_locked);
+        FilesEnd end = FILES_END_FAILED;
+        gboolean refused = error != NULL;
 
         if (!error && be_files_pool_enter(files, &error)) {
-            (void)run_by_any_means(files, &error);
+            end = run_by_any_means(files, &error);
             be_files_pool_leave(files);
         }
         if (!error) {
-            error = stopped(files);
+            error = ask(files, be_files_stopped_locked);
         }
-        if (error) {
+        /* Who has not asked the one that died yet asks the next one. */
+        if (error && end != FILES_END_DIED) {
             be_files_fail_submitted(files, error);
         }
-        over = finish(files, error);
+        over = finish(files, refused ? NULL : error);
     } while (!over);
     be_files_pool_remove(files);
     return NULL;

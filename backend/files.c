@@ -135,15 +135,14 @@ GError *be_files_stopped_locked(const BeFiles *files)
     return NULL;
 }
 
-/* Why a call is in vain now, or NULL. */
-static GError *refusal_locked(const BeFiles *files)
+GError *be_files_refusal_locked(const BeFiles *files)
 {
     GError *error = be_files_stopped_locked(files);
 
     if (error) {
         return error;
     }
-    if (!files->running && files->hold_error && g_get_monotonic_time() < files->hold_us) {
+    if (files->hold_error && g_get_monotonic_time() < files->hold_us) {
         return g_error_copy(files->hold_error);
     }
     return NULL;
@@ -166,6 +165,35 @@ static GError *start_locked(BeFiles *files)
     return NULL;
 }
 
+FilesCall *be_files_take(BeFiles *files)
+{
+    GList *link;
+
+    g_mutex_lock(&files->lock);
+    link = g_queue_pop_head_link(&files->submitted);
+    files->flying += link != NULL;
+    g_mutex_unlock(&files->lock);
+    return link ? link->data : NULL;
+}
+
+void be_files_give_back(BeFiles *files, FilesCall *call)
+{
+    g_mutex_lock(&files->lock);
+    g_queue_push_head_link(&files->submitted, &call->link);
+    files->flying--;
+    g_mutex_unlock(&files->lock);
+}
+
+void be_files_end_taken(BeFiles *files, FilesCall *call, const guint8 *data, gsize length,
+                        const GError *error)
+{
+    be_files_call_end(call, data, length, error);
+    g_mutex_lock(&files->lock);
+    files->flying--;
+    files->used_us = g_get_monotonic_time();
+    g_mutex_unlock(&files->lock);
+}
+
 void be_files_fail_submitted(BeFiles *files, const GError *error)
 {
     FilesCall *call;
@@ -183,7 +211,7 @@ static void prepared(const GError *prepare_error, gpointer user)
     g_mutex_lock(&files->lock);
     files->preparing = FALSE;
     if (!error) {
-        error = refusal_locked(files);
+        error = be_files_refusal_locked(files);
     }
     if (!error && !files->running) {
         error = start_locked(files);
@@ -205,7 +233,7 @@ void be_files_submit(BeFiles *files, FilesCall *call)
     if (files->kick_fd < 0) {
         files->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     }
-    error = refusal_locked(files);
+    error = be_files_refusal_locked(files);
     if (!error && !files->running && files->prepare) {
         prepare = !files->preparing;
         files->preparing = TRUE;

@@ -56,7 +56,8 @@ void helper_fail(Helper *helper, guint32 id, int errnum, const char *format, ...
     G_GNUC_PRINTF(4, 5);
 
 /**
- * helper_fail_guestfs: the same with libguestfs's last error.
+ * helper_fail_guestfs: the same with libguestfs's last error; ends the process when the
+ * appliance is gone.
  */
 void helper_fail_guestfs(Helper *helper, guint32 id, const char *what);
 

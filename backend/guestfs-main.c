@@ -82,12 +82,14 @@ void helper_fail_guestfs(Helper *helper, guint32 id, const char *what)
     int errnum = guestfs_last_errno(helper->guestfs);
     const char *text = guestfs_last_error(helper->guestfs);
 
+    text = text ? text : "libguestfs gives no reason";
+    /* No answer, after which the daemon might ask for more: the end says it. */
     if (!guestfs_is_ready(helper->guestfs)) {
-        what = "the appliance died; a file system may be broken";
-        errnum = EIO;
+        helper_flush(helper);
+        fprintf(stderr, "%s, a file system may be broken: %s\n", what, text);
+        exit(1);
     }
-    helper_fail(helper, id, errnum > 0 ? errnum : EIO, "%s: %s", what,
-                text ? text : "libguestfs gives no reason");
+    helper_fail(helper, id, errnum > 0 ? errnum : EIO, "%s: %s", what, text);
 }
 
 static gboolean read_all(int fd, void *buffer, gsize length)

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,32 @@ import bed
 from bed import patient, wait_for
 
 NOBODY = 65534
+
+
+### Threads
+
+@contextlib.contextmanager
+def running(*work: Callable[[], None]) -> Iterator[None]:
+    """Beside it; what goes wrong in one of them goes wrong here."""
+    failed: list[Exception] = []
+
+    def guarded(one: Callable[[], None]) -> None:
+        try:
+            one()
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(one,)) for one in work]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for thread in threads:
+            thread.join(patient(60))
+            assert not thread.is_alive(), "it hangs"
+    if failed:
+        raise failed[0]
 
 
 ### Hosts

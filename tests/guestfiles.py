@@ -240,13 +240,14 @@ def kill(name: str, number: int = signal.SIGKILL) -> None:
         os.kill(pid, number)
 
 
-def is_in_flight(mount: Mount) -> bool:
-    """Whether somebody waits for the mount in the kernel."""
+def in_flight(function: str = "fuse_listxattr") -> int:
+    """How many threads of ours wait for an answer in this function of the kernel."""
+    waiting = 0
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):
-            if "request_wait_answer" in (task / "stack").read_text():
-                return True
-    return False
+            stack = (task / "stack").read_text()
+            waiting += "request_wait_answer" in stack and function in stack
+    return waiting
 
 
 def errno_of(path: Path) -> int:
@@ -254,6 +255,18 @@ def errno_of(path: Path) -> int:
         os.listxattr(path)
     except OSError as error:
         return error.errno or 0
+    return 0
+
+
+def errno_of_read(path: Path) -> int:
+    """Of a read that no page cache answers."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        os.pread(descriptor, 4096, 0)
+    except OSError as error:
+        return error.errno or 0
+    finally:
+        os.close(descriptor)
     return 0
 
 

@@ -26,8 +26,8 @@ import fsutil
 from bed import MIB, Disk, Guest, Mount, raises_errno, sh, wait_for
 from conftest import MakeMount
 from guestfiles import (Loop, Seen, appliance_processes, check_contained, environment, errno_of,
-                        fill_tree, fill_vfat, host_traces, hostile_image, is_in_flight, kill, ntfs,
-                        starts, walk)
+                        errno_of_read, fill_tree, fill_vfat, host_traces, hostile_image,
+                        in_flight, kill, ntfs, starts, walk)
 
 FILES = int(os.environ.get("VMSNAPFS_FILES", "2000"))
 # By hand 20,000, for which there is room in each.
@@ -250,23 +250,25 @@ def test_appliances_end_and_come_back(disks: Disks, mount: MakeMount, off_guest)
     backup, second = backups
     path = backup / "files/vda/no table"
     assert os.listdir(backup / "files/vda") and os.listxattr(path) == []
-    # A dead machine is told to the first that asks; the next has another one.
-    kill("qemu-system")
-    with raises_errno(errno.EIO):
-        os.listxattr(path)
-    assert "died" in fsutil.last_failure(backup).text
+    # A dead machine is told to the first of those that have asked it; the others and the
+    # next have another one.
+    kill("qemu-system", signal.SIGSTOP)
+    with fsutil.running(*[lambda: failures.append(errno_of_read(path))] * 3):
+        wait_for(lambda: in_flight("fuse_direct") == 3, 20, "the calls are on their way")
+        kill("qemu-system")
+    assert sorted(failures) == [0, 0, errno.EIO]
+    failures.clear()
     assert path.read_text().startswith("a disk")
     # One that hangs keeps its place, and its death ends who waits for it.
     kill("qemu-system", signal.SIGSTOP)
-    asked = threading.Thread(target=lambda: failures.append(errno_of(path)))
-    asked.start()
-    wait_for(lambda: is_in_flight(mnt), 20, "the call is on its way")
-    with raises_errno(errno.EBUSY):
-        os.listdir(second / "files")
-    assert "appliances=" in fsutil.last_failure(second).text
-    kill("vmsnapfs-files")
-    asked.join(60)
+    with fsutil.running(lambda: failures.append(errno_of(path))):
+        wait_for(in_flight, 20, "the call is on its way")
+        with raises_errno(errno.EBUSY):
+            os.listdir(second / "files")
+        assert "appliances=" in fsutil.last_failure(second).text
+        kill("vmsnapfs-files")
     assert failures == [errno.EIO]
+    assert "died" in fsutil.last_failure(backup).text
     wait_for(lambda: not appliance_processes(), 10, "the machine dies with its program")
     # An idle one makes room.
     assert os.listxattr(path) == []

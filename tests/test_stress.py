@@ -23,7 +23,7 @@ import pytest
 
 from bare import Bare
 from bed import MIB, Guest, Mount, libvirtd, patient, sh, wait_for
-from fsutil import kinds, numbers
+from fsutil import kinds, numbers, running
 from test_backup import collection, digest
 from test_crash import command, is_thawed, started, tidy, vm, wait_clean, world
 from test_recovery import job_files
@@ -37,30 +37,6 @@ AGENT_RUNS = 100 if LONG else 6
 LOAD_SECONDS = SECONDS if LONG else float(os.environ.get("LOAD_SECONDS", "60"))
 ROUNDS = 6 if LONG else 3
 READERS, WALKERS = 64, 4
-
-
-@contextlib.contextmanager
-def running(*work: Callable[[], None]) -> Iterator[None]:
-    """Beside it; what goes wrong in one of them goes wrong here."""
-    failed: list[Exception] = []
-
-    def guarded(one: Callable[[], None]) -> None:
-        try:
-            one()
-        except Exception as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(one,)) for one in work]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        for thread in threads:
-            thread.join(patient(60))
-            assert not thread.is_alive(), "it hangs"
-    if failed:
-        raise failed[0]
 
 
 ### kill -9 of the daemon
