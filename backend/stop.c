@@ -18,6 +18,7 @@
 #define STOP_JOBS_US (50 * G_USEC_PER_SEC)
 #define HANGS_US (10 * G_USEC_PER_SEC)
 #define PULSE_US (G_USEC_PER_SEC / 5)
+#define AT_ONCE_US (2 * G_USEC_PER_SEC)
 
 /* Counted, because threads that hang outlive the wait for them. */
 typedef struct {
@@ -26,6 +27,7 @@ typedef struct {
     GMutex lock;
     GCond changed;
     gint64 answered_us;        /* guarded by lock; monotonic: the host's last answer */
+    gboolean answers;          /* guarded by lock: there was one */
     gboolean over;             /* guarded by lock: the pulse may end */
     gboolean stopped;          /* guarded by lock: "be-stop" has ended */
     gboolean idle;             /* guarded by lock: and no job was left */
@@ -40,23 +42,41 @@ static void stop_unref(Stop *stop)
     }
 }
 
-/* A host that cannot be reached answers, too: nothing waits for it. */
+/*
+ * One that cannot be reached answers, too: nothing waits for it.  That a connection was
+ * given up after some seconds is no answer.
+ */
+static gboolean host_answers(Be *be, virConnectPtr *conn)
+{
+    gint64 start_us = g_get_monotonic_time();
+    unsigned long version;
+
+    if (!*conn) {
+        *conn = be_conn_get(be->query_conn, NULL);
+    }
+    return (*conn && virConnectGetLibVersion(*conn, &version) == 0)
+           || g_get_monotonic_time() < start_us + AT_ONCE_US;
+}
+
+/* With a reference of its own: closing the connection waits for the host, too. */
 static gpointer pulse_main(gpointer data)
 {
     Stop *stop = data;
+    g_autoptr(BeVirConnect) conn = NULL;
     gboolean over = FALSE;
 
     while (!over) {
-        g_autoptr(BeVirConnect) conn = be_conn_get(stop->be->query_conn, NULL);
-        unsigned long version;
+        gboolean answers = host_answers(stop->be, &conn);
+        gint64 now_us = g_get_monotonic_time();
 
-        if (conn) {
-            (void)virConnectGetLibVersion(conn, &version);
-        }
         g_mutex_lock(&stop->lock);
-        stop->answered_us = g_get_monotonic_time();
+        if (answers) {
+            stop->answered_us = now_us;
+            stop->answers = TRUE;
+            g_cond_broadcast(&stop->changed);
+        }
         if (!stop->over) {
-            g_cond_wait_until(&stop->changed, &stop->lock, stop->answered_us + PULSE_US);
+            g_cond_wait_until(&stop->changed, &stop->lock, now_us + PULSE_US);
         }
         over = stop->over;
         g_mutex_unlock(&stop->lock);
@@ -65,11 +85,25 @@ static gpointer pulse_main(gpointer data)
     return NULL;
 }
 
+/* By then the pulse has its connection.  Returns: FALSE: nobody waits for the end any more. */
+static gboolean wait_for_answer(Stop *stop)
+{
+    gboolean answers;
+
+    g_mutex_lock(&stop->lock);
+    while (!stop->answers && !stop->over) {
+        g_cond_wait(&stop->changed, &stop->lock);
+    }
+    answers = stop->answers;
+    g_mutex_unlock(&stop->lock);
+    return answers;
+}
+
 /* All that may wait for the host. */
 static gpointer stop_main(gpointer data)
 {
     Stop *stop = data;
-    gboolean idle = be_jobs_wait(stop->be->jobs, STOP_JOBS_US);
+    gboolean idle = wait_for_answer(stop) && be_jobs_wait(stop->be->jobs, STOP_JOBS_US);
 
     if (idle) {
         be_conn_close(stop->be->query_conn);

@@ -111,7 +111,6 @@ static void let_another_work(gpointer user)
 static void wake_all(FsWorkers *all)
 {
     g_mutex_lock(&all->lock);
-    all->at_device = FALSE;
     g_cond_broadcast(&all->turn);
     g_mutex_unlock(&all->lock);
 }

@@ -93,6 +93,7 @@ def test_memory_comes_back_and_is_thawed(make_guest, mnt: Mount) -> None:
     revert(mnt, guest, "s", "paused")
     assert guest.state == PAUSED
     guest.resume()
+    guest.wait_agent()
     guest.domain.fsThaw()
     assert guest.run("cat /run/token") == "before\n"
 
