@@ -102,10 +102,22 @@ def claim_memory() -> None:
     path.unlink()
 
 
-def to_target(command: str, *warm: Path) -> Callable[[], float]:
-    """A command that writes to the empty target directory; @warm is in the page cache."""
+def forget(path: Path) -> None:
+    """What an earlier run has left of it in the page cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def to_target(command: str, *warm: Path, cold: tuple[Path, ...] = ()) -> Callable[[], float]:
+    """
+    A command that writes to the empty target directory; @warm is in the page cache, and of
+    @cold, what of ours it reads, nothing.
+    """
     def run() -> float:
         clear_target()
+        for path in cold:
+            forget(path)
         for path in warm:
             sh(f"cat {path} > /dev/null", timeout=300)
         claim_memory()
