@@ -32,6 +32,7 @@ typedef enum {
     FS_HIDDEN = 1 << 0,        /* opens by name, readdir does not list it */
     FS_SLOW = 1 << 1,          /* the host may need some seconds for its text */
     FS_SECRET = 1 << 2,        /* a STREAM for its owner alone */
+    FS_DENSE = 1 << 3,         /* a STREAM without holes, which cp reads by the MiB */
 } FsFlags;
 
 /**

@@ -49,12 +49,12 @@ static const FsDef disk_row = DATA_ROW("<target>.raw", .stream = fs_backup_disk_
 
 static const FsDef full_row =
     DATA_ROW("<target>.qcow2", .stream = fs_backup_full_stream, .prepare = fs_backup_full_prepare,
-             .xattrs = fs_backup_disk_xattrs, .flags = FS_SLOW);
+             .xattrs = fs_backup_disk_xattrs, .flags = FS_SLOW | FS_DENSE);
 
 static const FsDef incremental_row =
     DATA_ROW("<target>.qcow2", .stream = fs_backup_incremental_stream,
              .prepare = fs_backup_incremental_prepare, .xattrs = fs_backup_increment_xattrs,
-             .flags = FS_SLOW);
+             .flags = FS_SLOW | FS_DENSE);
 
 /* Two for each disk: TARGET.json and TARGET.dirty.json. */
 static const FsDef map_row =
@@ -132,7 +132,7 @@ static const FsDef snapshot_disk_row =
 static const FsDef snapshot_full_row =
     DATA_ROW("<target>.qcow2", .stream = fs_snapshot_full_stream,
              .prepare = fs_snapshot_full_prepare, .xattrs = fs_snapshot_disk_xattrs,
-             .flags = FS_SLOW);
+             .flags = FS_SLOW | FS_DENSE);
 
 static const FsDef snapshot_map_row =
     TEXT_ROW("<target>.json", .fetch = fs_snapshot_fetch_map, .flags = FS_SLOW);
