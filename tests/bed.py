@@ -339,7 +339,12 @@ class Guest:
                 raise
 
     def shutdown(self, timeout: float = 60) -> None:
-        self.domain.shutdown()
+        try:
+            self.domain.shutdown()
+        except libvirt.libvirtError:
+            # The agent was asked first, and it is off before libvirt has looked again.
+            if not self.is_off():
+                raise
         wait_for(self.is_off, timeout, f"shutdown of {self.name}")
 
     def xml(self, inactive: bool = False) -> ET.Element:
