@@ -266,6 +266,14 @@ class Load:
             wait_for(lambda: not path.exists(), 30, "deleted")
             self.made += 1
 
+    def once(self) -> None:
+        """What the daemon makes once, for as long as it lives, it has afterwards."""
+        path = self.snapshots / "s"
+        path.mkdir()
+        assert len((path / "disks/vda.raw").read_bytes()) == MIB
+        path.rmdir()
+        wait_for(lambda: not path.exists(), 30, "deleted")
+
     def run(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
         with running(*[self.read] * READERS, *[self.walk] * WALKERS, self.snapshot):
@@ -282,6 +290,7 @@ def test_readers_and_walkers_for_long(guest: Guest, mnt: Mount, other: Bare) -> 
     now = collection(mnt, guest) / "now"
     now.mkdir()
     load = Load(mnt, now / "disks/vda.raw", mnt.domains / other.name / "snapshots")
+    load.once()
     rests: list[Size] = []
     kib: list[int] = []
     for _ in range(ROUNDS):
