@@ -44,6 +44,12 @@ gboolean be_freeze_ask(virDomainPtr domain, BeConsistency *ret_means, GError **e
     return answered;
 }
 
+gboolean be_freeze_agent_is_gone(const GError *error)
+{
+    return strstr(error->message, "not connected") != NULL
+           || strstr(error->message, "disappeared") != NULL;
+}
+
 gboolean be_freeze_thaw_once(virDomainPtr domain, GError **error)
 {
     int thawed;

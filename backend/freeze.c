@@ -13,6 +13,7 @@
 
 #include "backend/backup.h"
 #include "backend/error.h"
+#include "backend/freeze-channel.h"
 #include "backend/step.h"
 #include "backend/watchdog.h"
 
@@ -21,6 +22,9 @@
 /* An agent that died is back by then, where anybody starts it again. */
 #define AGENT_BACK_US (5 * G_USEC_PER_SEC)
 #define THAW_POLL_US (200 * 1000)
+
+/* libvirt finds an agent that is back in this time, or does not while a backup runs. */
+#define LIBVIRT_BACK_US (2 * G_USEC_PER_SEC)
 
 /* A hook in the guest may freeze after we gave up: thaw again by then. */
 #define LATE_FREEZE_MS 12000
@@ -91,20 +95,6 @@ void be_freezes_free(BeFreezes *freezes)
 
 /* ---- Thawing ---------------------------------------------------------------------- */
 
-/*
- * libvirt (9.0, processSerialChangedEvent) takes the domain's job, in a mode that a
- * backup does not let in, to connect to an agent that is back or to let go of one that
- * went away; it waits 30 s for it and then never tries again: nothing that holds the job
- * may be begun before the agent is back.  When it goes away after a backup began,
- * nothing helps: the one thread that waits there is the one that would end the backup,
- * too.
- */
-static gboolean agent_is_gone(const GError *error)
-{
-    return strstr(error->message, "not connected") != NULL
-           || strstr(error->message, "disappeared") != NULL;
-}
-
 void be_freezes_rebooted(Be *be, const char *uuid)
 {
     if (be->freezes) {
@@ -124,13 +114,37 @@ static gboolean is_rebooted(Be *be, const char *uuid)
     return rebooted;
 }
 
+/* Only what is known to be frozen is worth the taint of the domain. */
+static gboolean thaw_past_libvirt(Be *be, virDomainPtr domain, const char *uuid)
+{
+    BeEvent event = {.kind = BE_EVENT_WARNING, .domain_uuid = uuid, .errnum = EHOSTDOWN,
+                     .text = "the guest agent went away before the thaw, and libvirt has lost "
+                             "it: the guest was thawed without libvirt, which finds the agent "
+                             "again when libvirtd is restarted (guests go on)"};
+    g_autoptr(GError) error = NULL;
+
+    if (!be_journal_is_marked(be, uuid)) {
+        return FALSE;
+    }
+    if (!be_channel_thaw_past_libvirt(domain, &error)) {
+        g_info("not thawed past libvirt: %s", error->message);
+        return FALSE;
+    }
+    event.time_us = g_get_real_time();
+    event.domain_name = virDomainGetName(domain);
+    be_notify(be, &event);
+    return TRUE;
+}
+
 /* A guest that is off or gone is not frozen; nor is one that was reset since. */
-static gboolean thaw_or_gone(Be *be, virDomainPtr domain, const char *uuid, GError **error)
+static gboolean thaw_or_gone(Be *be, virDomainPtr domain, const char *uuid,
+                             gboolean past_libvirt, GError **error)
 {
     g_autoptr(GError) failed = NULL;
 
     if (be_freeze_thaw_once(domain, &failed) || virDomainIsActive(domain) == 0
-        || (agent_is_gone(failed) && is_rebooted(be, uuid))) {
+        || (be_freeze_agent_is_gone(failed)
+            && (is_rebooted(be, uuid) || (past_libvirt && thaw_past_libvirt(be, domain, uuid))))) {
         return TRUE;
     }
     g_propagate_error(error, g_steal_pointer(&failed));
@@ -153,7 +167,8 @@ static void thaw_on_worker(Be *be, gpointer data)
     g_autoptr(GError) error = NULL;
     g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, uuid, &error);
 
-    if ((!domain && error->code == ENOENT) || (domain && thaw_or_gone(be, domain, uuid, &error))) {
+    if ((!domain && error->code == ENOENT)
+        || (domain && thaw_or_gone(be, domain, uuid, TRUE, &error))) {
         forget(be, uuid);
     } else {
         g_warning("a guest may be frozen: %s", error->message);
@@ -219,11 +234,12 @@ static void retry_thaw(Be *be, const char *uuid)
 static gboolean end_within(Be *be, virDomainPtr domain, const char *uuid, gint64 wait_us,
                            GError **error)
 {
-    gint64 until_us = g_get_monotonic_time() + wait_us;
+    gint64 begin_us = g_get_monotonic_time(), since_us = 0;
     g_autoptr(GError) last = NULL;
 
-    while (!thaw_or_gone(be, domain, uuid, &last)) {
-        if (g_get_monotonic_time() > until_us) {
+    while (!thaw_or_gone(be, domain, uuid, since_us > LIBVIRT_BACK_US, &last)) {
+        since_us = g_get_monotonic_time() - begin_us;
+        if (since_us > wait_us) {
             g_propagate_error(error, g_steal_pointer(&last));
             return FALSE;
         }
@@ -253,7 +269,7 @@ static void freeze_failed(Be *be, virDomainPtr domain, const char *uuid, GError 
         forget(be, uuid);
         return;
     }
-    if (agent_is_gone(error)) {
+    if (be_freeze_agent_is_gone(error)) {
         gboolean thawed = end_within(be, domain, uuid, AGENT_BACK_US, &thaw_error);
 
         if (!thawed || is_rebooted(be, uuid)) {
@@ -262,7 +278,7 @@ static void freeze_failed(Be *be, virDomainPtr domain, const char *uuid, GError 
         if (thawed) {
             return;
         }
-    } else if (!thaw_or_gone(be, domain, uuid, &thaw_error)) {
+    } else if (!thaw_or_gone(be, domain, uuid, FALSE, &thaw_error)) {
         g_info("%s", thaw_error->message);
     } else if (error->code == EINVAL) {
         forget(be, uuid);      /* the agent answered: it is in no slow hook */
@@ -291,7 +307,7 @@ static gboolean agent_answers(Be *be, virDomainPtr domain, const char *uuid,
     if (be_freeze_ask(domain, ret_means, &silent)) {
         return TRUE;
     }
-    if (agent_is_gone(silent)) {
+    if (be_freeze_agent_is_gone(silent)) {
         if (be_journal_is_marked(be, uuid)) {
             silent->code = BE_FREEZE_LOST;      /* of an earlier freeze */
         }
@@ -365,10 +381,9 @@ gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **e
     if (end_within(be, domain, uuid, THAW_WAIT_US, &last)) {
         return TRUE;
     }
-    if (agent_is_gone(last)) {
-        event.text = "THE GUEST MAY BE FROZEN: its agent went away before the thaw, and where it "
-                     "is back libvirt may not have noticed: restart libvirtd (guests go on), and "
-                     "the guest is thawed";
+    if (be_freeze_agent_is_gone(last)) {
+        event.text = "THE GUEST MAY BE FROZEN: its agent went away before the thaw; it is thawed "
+                     "as soon as the agent is back (if not: restart libvirtd, guests go on)";
     }
     g_propagate_error(error, g_steal_pointer(&last));
     event.time_us = g_get_real_time();

@@ -36,8 +36,8 @@ gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
                          BeConsistency *ret_means, GError **error);
 
 /**
- * be_freeze_end: thaws, and tries again until it is so.  Blocks up to 10 s;
- * after that the watchdog and a timer go on.
+ * be_freeze_end: thaws, and tries again until it is so.  Blocks up to 10 s, or 20 s
+ * with an agent that libvirt has lost; after that the watchdog and a timer go on.
  * Returns: whether the guest is known to be thawed.
  */
 gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **error);
@@ -53,6 +53,18 @@ void be_freeze_bound_agent(virDomainPtr domain, gboolean bound);
  * be_freeze_thaw_once: sends one thaw, whoever has frozen it.  Blocks up to 5 s.
  */
 gboolean be_freeze_thaw_once(virDomainPtr domain, GError **error);
+
+/**
+ * be_freeze_agent_is_gone: whether a call of the agent failed because libvirt has none.
+ *
+ * libvirt (9.0, processSerialChangedEvent) takes the domain's job, in a mode that a
+ * backup does not let in, to connect to an agent that is back or to let go of one that
+ * went away; it waits 30 s for it and then never tries again: nothing that holds the job
+ * may be begun before the agent is back.  When it goes away after a backup began, libvirt
+ * does not find it again: the one thread that waits there is the one that would end the
+ * backup, too (freeze-channel.h thaws then).
+ */
+gboolean be_freeze_agent_is_gone(const GError *error);
 
 /**
  * be_freeze_thaw_restored: the same, once, for a guest whose memory has just come back:

@@ -24,10 +24,11 @@
 #include <unistd.h>
 
 #include "backend/error.h"
+#include "backend/freeze-channel.h"
+#include "backend/freeze.h"
 
 #define ANSWER_WAIT_MS 5000
 #define LINE_MAX_BYTES 256
-#define AGENT_SECONDS 5
 #define RETRY_FIRST_MS 500
 #define RETRY_MAX_MS 8000
 #define TRIES 60
@@ -76,23 +77,25 @@ static gboolean process_connect(Process *process)
 }
 
 /* Whether the guest needs no thaw any more: it was thawed, or is not running. */
-static gboolean process_thaw(Process *process, const char *uuid)
+static gboolean process_thaw(Process *process, const Watched *watched)
 {
+    g_autoptr(GError) error = NULL;
     virDomainPtr domain;
     gboolean over;
 
     if (!process_connect(process)) {
         return FALSE;
     }
-    domain = virDomainLookupByUUIDString(process->conn, uuid);
+    domain = virDomainLookupByUUIDString(process->conn, watched->uuid);
     if (!domain) {
         virErrorPtr err = virGetLastError();
 
         return err && err->code == VIR_ERR_NO_DOMAIN;
     }
-    (void)virDomainAgentSetResponseTimeout(domain, AGENT_SECONDS, 0);
-    over = virDomainFSThaw(domain, NULL, 0, 0) >= 0 || virDomainIsActive(domain) == 0;
-    (void)virDomainAgentSetResponseTimeout(domain, VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0);
+    /* libvirt, where it can, has found an agent that is back by the second try. */
+    over = be_freeze_thaw_once(domain, &error) || virDomainIsActive(domain) == 0
+           || (watched->tries > 0 && be_freeze_agent_is_gone(error)
+               && be_channel_thaw_past_libvirt(domain, NULL));
     virDomainFree(domain);
     return over;
 }
@@ -180,7 +183,7 @@ static void process_work(Process *process)
         if (process->alone && watched->tries > 0 && watched->due_us > now_us) {
             continue;
         }
-        if (process_thaw(process, watched->uuid) || ++watched->tries > TRIES) {
+        if (process_thaw(process, watched) || ++watched->tries > TRIES) {
             g_ptr_array_remove_index_fast(process->watched, i - 1);
         } else {
             watched->due_us = g_get_monotonic_time() + (gint64)wait_ms * 1000;

@@ -11,6 +11,9 @@
 
 #include "xml-node.h"
 
+/* Of what libvirt makes and lets a user make as an alias; it becomes part of a JSON text. */
+#define ALIAS_CHARACTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+
 /* More than any machine has; it bounds the search for double targets. */
 enum { MAX_DISKS = 1024 };
 
@@ -105,6 +108,8 @@ void be_xml_domain_free(BeXmlDomain *domain)
     g_free(domain->kernel);
     g_free(domain->initrd);
     g_free(domain->dac_label);
+    g_free(domain->agent_socket);
+    g_free(domain->agent_alias);
     g_free(domain);
 }
 
@@ -208,13 +213,23 @@ static gboolean parse_disk(const xmlNode *node, BeXmlDomain *domain, GError **er
     return TRUE;
 }
 
-/* libvirt says so only of an active domain. */
-static gboolean is_connected_agent(const xmlNode *channel)
+/* libvirt tells state and alias only of an active domain. */
+static void parse_channel(const xmlNode *channel, BeXmlDomain *domain)
 {
     const xmlNode *target = xml_child(channel, "target");
+    const xmlNode *source = xml_child(channel, "source");
+    g_autofree char *alias = NULL;
 
-    return target && xml_attribute_is(target, "name", "org.qemu.guest_agent.0")
-           && xml_attribute_is(target, "state", "connected");
+    if (!xml_attribute_is(target, "name", "org.qemu.guest_agent.0")) {
+        return;
+    }
+    domain->agent_connected |= xml_attribute_is(target, "state", "connected");
+    alias = xml_attribute(xml_child(channel, "alias"), "name");
+    if (!domain->agent_socket && alias && !alias[strspn(alias, ALIAS_CHARACTERS)]
+        && xml_attribute_is(channel, "type", "unix") && xml_attribute_is(source, "mode", "bind")) {
+        domain->agent_socket = xml_attribute(source, "path");
+        domain->agent_alias = domain->agent_socket ? g_steal_pointer(&alias) : NULL;
+    }
 }
 
 static void parse_tpm(const xmlNode *tpm, BeXmlDomain *domain)
@@ -248,8 +263,8 @@ static gboolean parse_devices(const xmlNode *devices, BeXmlDomain *domain, GErro
             }
         } else if (xml_is_element(node, "tpm")) {
             parse_tpm(node, domain);
-        } else if (xml_is_element(node, "channel") && is_connected_agent(node)) {
-            domain->agent_connected = TRUE;
+        } else if (xml_is_element(node, "channel")) {
+            parse_channel(node, domain);
         }
     }
     return TRUE;

@@ -99,6 +99,8 @@ typedef struct {
     gboolean tpm_encrypted;
     gboolean has_hostdevs;
     gboolean agent_connected;  /* the guest has opened the agent's channel */
+    char *agent_socket;        /* QEMU's end of it, of an active domain, or NULL */
+    char *agent_alias;         /* NULL only where agent_socket is; letters, digits, "_-" */
 } BeXmlDomain;
 
 /**

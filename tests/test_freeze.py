@@ -14,7 +14,7 @@ import libvirt
 import pytest
 
 from bed import Guest, Mount, libvirtd, raises_errno, sh, wait_for
-from test_backup import collection, text
+from test_backup import collection, digest, text
 from test_recovery import job_files, kill, remount
 
 
@@ -290,3 +290,58 @@ def test_agent_dies_while_frozen(make_guest, mnt: Mount) -> None:               
     wait_for(lambda: "thaw" in (mnt.domains / guest.name / "error").read_text(), 30, "told")
     sh(["virsh", "-c", "qemu:///system", "destroy", guest.name])
     wait_for(lambda: not job_files(), 40, "a machine that is off is not frozen")
+
+
+def lose_the_agent(guest: Guest, now: Path, control: Path) -> None:
+    """The guest is frozen and a backup runs when its agent is killed; it is started again."""
+    guest.run("(sleep 2; kill -9 $(pidof qemu-ga)) >/dev/null 2>&1 &")
+    control.write_text("freeze timeout=60\n")
+    now.mkdir()
+    wait_for(lambda: not answers(guest), 20, "libvirt has lost the agent")
+
+
+def thaw_by_command(guest: Guest, mnt: Mount) -> None:
+    control(mnt, guest).write_text("thaw\n")
+
+
+def kill_daemon(_: Guest, mnt: Mount) -> None:
+    kill(mnt)
+
+
+def kill_both(guest: Guest, mnt: Mount) -> None:
+    (watchdog,) = watchdogs()
+    os.kill(watchdog, signal.SIGKILL)
+    kill(mnt)
+
+
+# By whom it is thawed: the daemon, the watchdog, the next start.
+@pytest.mark.parametrize("thaw", [thaw_by_command, kill_daemon, kill_both])
+def test_libvirt_loses_the_agent_of_a_frozen_guest(make_guest, mount, thaw) -> None:  # row 101
+    """libvirt cannot thaw it, and needs a restart for anything but that."""
+    guest, mnt = make_guest(writer=True), mount()
+    image, now = guest.disk_path("vda"), collection(mnt, guest) / "now"
+    lose_the_agent(guest, now, control(mnt, guest))
+    with pytest.raises(libvirt.libvirtError):
+        guest.domain.fsThaw()
+    frozen = image.stat().st_mtime_ns
+    thaw(guest, mnt)
+    if thaw in (kill_daemon, kill_both):
+        if thaw == kill_daemon:
+            wait_for(lambda: image.stat().st_mtime_ns != frozen, 10, "it writes on")
+        mnt = remount(mount, mnt)
+    wait_for(lambda: image.stat().st_mtime_ns != frozen, 15, "it writes on")
+    wait_for(lambda: not marks(), 20, "no mark in the journal")
+    if thaw != kill_daemon:
+        assert "thawed without libvirt" in (mnt.domains / guest.name / "error").read_text()
+    libvirtd("kill")           # a stop would wait for the thread that waits, 30 s
+    libvirtd("start")
+    guest.wait_agent()
+    assert is_thawed(guest)
+    wait_for(lambda: "connected: yes" in (mnt.path / ".vmsnapfs/stats").read_text(), 30, "again")
+    now = collection(mnt, guest) / "now"
+    assert digest(now / "disks/vda.raw")         # the backup has noticed nothing
+    now.rmdir()
+    now.mkdir()
+    assert text(now / "consistency") == "filesystem"
+    now.rmdir()
+    assert not job_files()
