@@ -224,9 +224,11 @@ static gboolean read_plan_pieces_locked(BeRead *read)
                 read_add_zeroes(read, end - position);
                 return TRUE;
             }
+            /* What begins behind the hole may have been fetched ahead. */
             if (start > position) {
                 read_add_zeroes(read, start - position);
                 position = start;
+                continue;
             }
             chunk = be_chunk_new_locked(reader, start, length, FALSE);
         }
