@@ -64,11 +64,13 @@ static void chunk_free(BeChunk *chunk)
 {
     BeSlab *slab = chunk->slab;
 
-    g_free(chunk);
     if (--slab->chunks == 0) {
         munmap(slab->base, SLAB_BYTES);
         g_free(slab);
+    } else {
+        (void)madvise(chunk->transfer.buffer, BE_CHUNK_SIZE, MADV_DONTNEED);
     }
+    g_free(chunk);
 }
 
 void be_chunk_spare_free_locked(BeStream *stream)

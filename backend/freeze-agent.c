@@ -2,6 +2,7 @@
  *
  * freeze-agent.c - single calls of a guest's agent; see freeze.h.  Workers.
  */
+#include <errno.h>
 #include <libvirt/libvirt.h>
 #include <libvirt/virterror.h>
 #include <stdlib.h>
@@ -46,8 +47,10 @@ gboolean be_freeze_ask(virDomainPtr domain, BeConsistency *ret_means, GError **e
 
 gboolean be_freeze_agent_is_gone(const GError *error)
 {
-    return strstr(error->message, "not connected") != NULL
-           || strstr(error->message, "disappeared") != NULL;
+    /* The code: the text may be the guest's own. */
+    return error->code == EHOSTDOWN
+           && (strstr(error->message, "not connected") != NULL
+               || strstr(error->message, "disappeared") != NULL);
 }
 
 gboolean be_freeze_thaw_once(virDomainPtr domain, GError **error)

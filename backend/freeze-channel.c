@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "backend/error.h"
+#include "backend/freeze.h"
 #include "backend/xml.h"
 
 /* The agent sends it before its answer to guest-sync-delimited, and nowhere else. */
@@ -150,6 +151,16 @@ gboolean be_channel_thaw(int fd, gint64 until_us, GError **error)
 
 /* ---- The channel ------------------------------------------------------------------------ */
 
+/* The path of another host's socket may be one of ours. */
+static gboolean is_local(virDomainPtr domain)
+{
+    char *uri = virConnectGetURI(virDomainGetConnect(domain));
+    gboolean local = uri && be_host_uri_is_local(uri);
+
+    free(uri);
+    return local;
+}
+
 static BeXmlDomain *look_at(virDomainPtr domain, GError **error)
 {
     char *text = virDomainGetXMLDesc(domain, 0);
@@ -161,8 +172,8 @@ static BeXmlDomain *look_at(virDomainPtr domain, GError **error)
         be_error_from_libvirt(error, "cannot look at the domain");
     }
     free(text);
-    if (xml && !xml->agent_socket) {
-        g_set_error(error, BE_ERROR, EOPNOTSUPP, "the guest agent's channel is no socket");
+    if (xml && (!xml->agent_socket || !is_local(domain))) {
+        g_set_error(error, BE_ERROR, EOPNOTSUPP, "the guest agent's channel is no socket here");
         g_clear_pointer(&xml, be_xml_domain_free);
     }
     return xml;
@@ -229,41 +240,62 @@ static gboolean drop_connection(virDomainPtr domain, const char *alias, GError *
     return dropped;
 }
 
-static gboolean find_agent(virDomainPtr domain, const char *alias, int fd, GError **error)
+/* @wait_us: for the agent to be found */
+static gboolean ask(int fd, gint64 wait_us, GError **error)
 {
     gint64 id = g_random_int_range(1, G_MAXINT32);
+
+    return be_channel_send_sync(fd, id, error)
+           && be_channel_sync(fd, id, g_get_monotonic_time() + wait_us, error)
+           && be_channel_thaw(fd, g_get_monotonic_time() + ANSWER_US, error);
+}
+
+static gboolean connect_and_ask(const char *path, gint64 wait_us, GError **error)
+{
+    int fd = connect_channel(path, error);
+    gboolean thawed = fd >= 0 && ask(fd, wait_us, error);
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    return thawed;
+}
+
+/*
+ * The first try's connection is closed before QEMU drops what it has: where that is nobody's,
+ * the agent is only slow, and the second try waits for longer.  What is left of the first in
+ * the queue is answered, too, and not taken for the second's (be_channel_sync()).
+ */
+static gboolean thaw_locked(virDomainPtr domain, const BeXmlDomain *xml, GError **error)
+{
     g_autoptr(GError) silent = NULL;
 
-    if (!be_channel_send_sync(fd, id, error)) {
-        return FALSE;
-    }
-    if (be_channel_sync(fd, id, g_get_monotonic_time() + FREE_US, &silent)) {
+    if (connect_and_ask(xml->agent_socket, FREE_US, &silent)) {
         return TRUE;
     }
     if (silent->code != ETIMEDOUT) {
         g_propagate_error(error, g_steal_pointer(&silent));
         return FALSE;
     }
-    return drop_connection(domain, alias, error)
-           && be_channel_sync(fd, id, g_get_monotonic_time() + ANSWER_US, error);
+    /* It was libvirt that had the channel, and has found the agent. */
+    if (be_freeze_thaw_once(domain, NULL)) {
+        return TRUE;
+    }
+    return drop_connection(domain, xml->agent_alias, error)
+           && connect_and_ask(xml->agent_socket, ANSWER_US, error);
 }
 
 gboolean be_channel_thaw_past_libvirt(virDomainPtr domain, GError **error)
 {
     g_autoptr(BeXmlDomain) xml = look_at(domain, error);
     gboolean thawed;
-    int lock, fd;
+    int lock;
 
     if (!xml) {
         return FALSE;
     }
     lock = lock_channel(xml->agent_socket, error);
-    fd = lock >= 0 ? connect_channel(xml->agent_socket, error) : -1;
-    thawed = fd >= 0 && find_agent(domain, xml->agent_alias, fd, error)
-             && be_channel_thaw(fd, g_get_monotonic_time() + ANSWER_US, error);
-    if (fd >= 0) {
-        close(fd);
-    }
+    thawed = lock >= 0 && thaw_locked(domain, xml, error);
     if (lock >= 0) {
         close(lock);
     }

@@ -12,11 +12,11 @@
  * be_channel_thaw_past_libvirt: thaws a guest whose agent libvirt has lost.
  *
  * While a backup runs, libvirt 9.0 cannot follow an agent that went away and came back
- * (freeze.c says why), and keeps a dead connection to QEMU's end of the agent's channel,
- * which takes one at a time.  This one is put in the queue, QEMU is told to drop libvirt's
- * (QMP "yank": qemu/docs/interop, since 6.0; this marks the domain as tainted), and the
- * agent is asked directly.  Afterwards the channel is free as it was at the start of the
- * machine, and libvirt connects to it again when it looks.
+ * (be_freeze_agent_is_gone()), and keeps a dead connection to QEMU's end of the agent's
+ * channel, which takes one at a time.  QEMU is told to drop that (QMP "yank", since 6.0;
+ * this marks the domain as tainted), and the agent is asked directly.  Afterwards the
+ * channel is free as it was at the start of the machine, and libvirt connects to it again
+ * when it looks.
  *
  * For guests that are known to be frozen by us, and only when libvirt has said that there
  * is no agent.  Blocks, 15 s at most where QEMU's monitor answers; workers and the

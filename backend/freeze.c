@@ -5,7 +5,7 @@
  * Action workers freeze; action and query workers thaw; the timer thread only
  * submits.  `lock` guards the table and is not held across a call.
  */
-#include "backend/freeze.h"
+#include "backend/freeze-priv.h"
 
 #include <errno.h>
 #include <libvirt/libvirt.h>
@@ -32,37 +32,6 @@
 /* As often a thaw that failed is sent again, as long as it takes. */
 #define RETRY_MS 5000
 
-/* The watchdog is the second line: it comes after our own timer. */
-#define WATCHDOG_GRACE_MS 2000
-
-/* Windows ends a freeze by VSS by itself (MS-VSS: flush and hold writes, 10 s). */
-#define VSS_HOLDS_US (8 * G_USEC_PER_SEC)
-
-/* A guest frozen by command. */
-typedef struct {
-    gint64 since_us;           /* real time */
-    guint seconds;
-    BeConsistency consistency;
-    GSource *timer;
-} Held;
-
-struct BeFreezes {
-    BeWatchdog *watchdog;
-    GMutex lock;
-    GHashTable *held;          /* uuid -> Held; guarded by lock */
-    GHashTable *retried;       /* set of uuid; guarded by lock: a thaw is due again */
-    GHashTable *rebooted;      /* set of uuid; guarded by lock: since its last freeze */
-};
-
-static void held_free(gpointer data)
-{
-    Held *held = data;
-
-    g_source_destroy(held->timer);
-    g_source_unref(held->timer);
-    g_free(held);
-}
-
 BeFreezes *be_freezes_new(Be *be, GError **error)
 {
     BeWatchdog *watchdog = be_watchdog_new(be->uri, error);
@@ -75,8 +44,9 @@ BeFreezes *be_freezes_new(Be *be, GError **error)
     freezes->watchdog = watchdog;
     g_mutex_init(&freezes->lock);
     freezes->retried = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    freezes->windows = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     freezes->rebooted = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
-    freezes->held = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, held_free);
+    freezes->held = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, be_held_free);
     return freezes;
 }
 
@@ -89,6 +59,7 @@ void be_freezes_free(BeFreezes *freezes)
     g_hash_table_unref(freezes->held);
     g_hash_table_unref(freezes->retried);
     g_hash_table_unref(freezes->rebooted);
+    g_hash_table_unref(freezes->windows);
     g_mutex_clear(&freezes->lock);
     g_free(freezes);
 }
@@ -104,14 +75,14 @@ void be_freezes_rebooted(Be *be, const char *uuid)
     }
 }
 
-static gboolean is_rebooted(Be *be, const char *uuid)
+static gboolean is_in(Be *be, GHashTable *set, const char *uuid)
 {
-    gboolean rebooted;
+    gboolean found;
 
     g_mutex_lock(&be->freezes->lock);
-    rebooted = g_hash_table_contains(be->freezes->rebooted, uuid);
+    found = g_hash_table_contains(set, uuid);
     g_mutex_unlock(&be->freezes->lock);
-    return rebooted;
+    return found;
 }
 
 /* Only what is known to be frozen is worth the taint of the domain. */
@@ -144,7 +115,8 @@ static gboolean thaw_or_gone(Be *be, virDomainPtr domain, const char *uuid,
 
     if (be_freeze_thaw_once(domain, &failed) || virDomainIsActive(domain) == 0
         || (be_freeze_agent_is_gone(failed)
-            && (is_rebooted(be, uuid) || (past_libvirt && thaw_past_libvirt(be, domain, uuid))))) {
+            && (is_in(be, be->freezes->rebooted, uuid)
+                || (past_libvirt && thaw_past_libvirt(be, domain, uuid))))) {
         return TRUE;
     }
     g_propagate_error(error, g_steal_pointer(&failed));
@@ -161,14 +133,13 @@ static void forget(Be *be, const char *uuid)
 
 static void retry_thaw(Be *be, const char *uuid);
 
-static void thaw_on_worker(Be *be, gpointer data)
+static void thaw_marked(Be *be, const char *uuid, gboolean past_libvirt)
 {
-    const char *uuid = data;
     g_autoptr(GError) error = NULL;
     g_autoptr(BeVirDomain) domain = be_conn_domain(be->query_conn, uuid, &error);
 
     if ((!domain && error->code == ENOENT)
-        || (domain && thaw_or_gone(be, domain, uuid, TRUE, &error))) {
+        || (domain && thaw_or_gone(be, domain, uuid, past_libvirt, &error))) {
         forget(be, uuid);
     } else {
         g_warning("a guest may be frozen: %s", error->message);
@@ -176,14 +147,26 @@ static void thaw_on_worker(Be *be, gpointer data)
     }
 }
 
-typedef struct {
-    Be *be;
-    char *uuid;
-} Later;
+/* It may have been thawed meanwhile, and be frozen again by who will thaw it. */
+static void thaw_on_worker(Be *be, gpointer data)
+{
+    const char *uuid = data;
+
+    if (is_in(be, be->freezes->windows, uuid)) {
+        retry_thaw(be, uuid);
+    } else if (be_journal_is_marked(be, uuid) && !be_freeze_is_held(be, uuid)) {
+        thaw_marked(be, uuid, TRUE);
+    }
+}
+
+void be_thaw_soon(Be *be, const char *uuid)
+{
+    be_query(be, thaw_on_worker, g_strdup(uuid), g_free);
+}
 
 static void later_free(gpointer data)
 {
-    Later *later = data;
+    BeThawLater *later = data;
 
     g_free(later->uuid);
     g_free(later);
@@ -191,15 +174,15 @@ static void later_free(gpointer data)
 
 static gboolean thaw_later_now(gpointer data)
 {
-    Later *later = data;
+    const BeThawLater *later = data;
 
-    be_query(later->be, thaw_on_worker, g_strdup(later->uuid), g_free);
+    be_thaw_soon(later->be, later->uuid);
     return G_SOURCE_REMOVE;
 }
 
-static GSource *thaw_later(Be *be, const char *uuid, guint delay_ms, GSourceFunc func)
+GSource *be_thaw_later(Be *be, const char *uuid, guint delay_ms, GSourceFunc func)
 {
-    Later *later = g_new0(Later, 1);
+    BeThawLater *later = g_new0(BeThawLater, 1);
 
     later->be = be;
     later->uuid = g_strdup(uuid);
@@ -208,7 +191,7 @@ static GSource *thaw_later(Be *be, const char *uuid, guint delay_ms, GSourceFunc
 
 static gboolean retry_now(gpointer data)
 {
-    const Later *later = data;
+    const BeThawLater *later = data;
 
     g_mutex_lock(&later->be->freezes->lock);
     g_hash_table_remove(later->be->freezes->retried, later->uuid);
@@ -225,7 +208,7 @@ static void retry_thaw(Be *be, const char *uuid)
     first = g_hash_table_add(be->freezes->retried, g_strdup(uuid));
     g_mutex_unlock(&be->freezes->lock);
     if (first && !g_atomic_int_get(&be->stopping)) {
-        g_source_unref(thaw_later(be, uuid, RETRY_MS, retry_now));
+        g_source_unref(be_thaw_later(be, uuid, RETRY_MS, retry_now));
     }
 }
 
@@ -261,18 +244,21 @@ static gboolean froze_nothing(const GError *error)
 }
 
 /* Adds to @error what is not over yet. */
-static void freeze_failed(Be *be, virDomainPtr domain, const char *uuid, GError *error)
+static void freeze_failed(Be *be, virDomainPtr domain, const char *uuid, gboolean was_marked,
+                          GError *error)
 {
     g_autoptr(GError) thaw_error = NULL;
 
     if (froze_nothing(error)) {
-        forget(be, uuid);
+        if (!was_marked) {     /* else an earlier freeze of ours is not over */
+            forget(be, uuid);
+        }
         return;
     }
     if (be_freeze_agent_is_gone(error)) {
         gboolean thawed = end_within(be, domain, uuid, AGENT_BACK_US, &thaw_error);
 
-        if (!thawed || is_rebooted(be, uuid)) {
+        if (!thawed || is_in(be, be->freezes->rebooted, uuid)) {
             error->code = BE_FREEZE_LOST;
         }
         if (thawed) {
@@ -284,10 +270,11 @@ static void freeze_failed(Be *be, virDomainPtr domain, const char *uuid, GError 
         forget(be, uuid);      /* the agent answered: it is in no slow hook */
         return;
     }
-    if (!be_watchdog_arm(be->freezes->watchdog, uuid, LATE_FREEZE_MS + WATCHDOG_GRACE_MS, NULL)) {
+    if (!be_watchdog_arm(be->freezes->watchdog, uuid, LATE_FREEZE_MS + BE_WATCHDOG_GRACE_MS,
+                         NULL)) {
         g_warning("the watchdog does not watch a guest whose freeze failed");
     }
-    g_source_unref(thaw_later(be, uuid, LATE_FREEZE_MS, thaw_later_now));
+    g_source_unref(be_thaw_later(be, uuid, LATE_FREEZE_MS, thaw_later_now));
 }
 
 static guint strv_count(const char *const *strv)
@@ -328,11 +315,26 @@ static void not_rebooted_yet(Be *be, const char *uuid)
     g_mutex_unlock(&be->freezes->lock);
 }
 
+static void window_begins(Be *be, const char *uuid)
+{
+    g_mutex_lock(&be->freezes->lock);
+    g_hash_table_add(be->freezes->windows, g_strdup(uuid));
+    g_mutex_unlock(&be->freezes->lock);
+}
+
+void be_freeze_window_ends(Be *be, const char *uuid)
+{
+    g_mutex_lock(&be->freezes->lock);
+    g_hash_table_remove(be->freezes->windows, uuid);
+    g_mutex_unlock(&be->freezes->lock);
+}
+
 gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
                          const char *const *mountpoints, guint watch_ms,
                          BeConsistency *ret_means, GError **error)
 {
     g_autoptr(GError) freeze_error = NULL;
+    gboolean was_marked = be_journal_is_marked(be, uuid);
     int state, frozen;
 
     if (virDomainGetState(domain, &state, NULL, 0) < 0) {
@@ -350,7 +352,9 @@ gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
     }
     be_crash_point("freeze", "mark", "after");
     if (!be_watchdog_arm(be->freezes->watchdog, uuid, watch_ms, error)) {
-        be_journal_unmark(be, uuid);
+        if (!was_marked) {
+            be_journal_unmark(be, uuid);
+        }
         return FALSE;
     }
     not_rebooted_yet(be, uuid);
@@ -364,10 +368,12 @@ gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
     }
     be_freeze_bound_agent(domain, FALSE);
     be_crash_point("freeze", "call", "after");
-    if (frozen > 0) {
+    /* The time counts from now on: the freeze itself may have taken most of it. */
+    if (frozen > 0 && be_watchdog_arm(be->freezes->watchdog, uuid, watch_ms, &freeze_error)) {
+        window_begins(be, uuid);
         return TRUE;
     }
-    freeze_failed(be, domain, uuid, freeze_error);
+    freeze_failed(be, domain, uuid, was_marked, freeze_error);
     g_propagate_error(error, g_steal_pointer(&freeze_error));
     return FALSE;
 }
@@ -377,8 +383,10 @@ gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **e
     BeEvent event = {.kind = BE_EVENT_WARNING, .domain_uuid = uuid, .errnum = EIO,
                      .text = "the guest may still be frozen; thawing goes on"};
     g_autoptr(GError) last = NULL;
+    gboolean thawed = end_within(be, domain, uuid, THAW_WAIT_US, &last);
 
-    if (end_within(be, domain, uuid, THAW_WAIT_US, &last)) {
+    be_freeze_window_ends(be, uuid);
+    if (thawed) {
         return TRUE;
     }
     if (be_freeze_agent_is_gone(last)) {
@@ -389,173 +397,8 @@ gboolean be_freeze_end(Be *be, virDomainPtr domain, const char *uuid, GError **e
     event.time_us = g_get_real_time();
     event.domain_name = virDomainGetName(domain);
     be_notify(be, &event);
-    g_source_unref(thaw_later(be, uuid, LATE_FREEZE_MS, thaw_later_now));
+    g_source_unref(be_thaw_later(be, uuid, LATE_FREEZE_MS, thaw_later_now));
     return FALSE;
-}
-
-/* ---- By command -------------------------------------------------------------------------- */
-
-gboolean be_freeze_is_held(Be *be, const char *uuid)
-{
-    gboolean held;
-
-    g_mutex_lock(&be->freezes->lock);
-    held = g_hash_table_contains(be->freezes->held, uuid);
-    g_mutex_unlock(&be->freezes->lock);
-    return held;
-}
-
-BeConsistency be_freeze_held_consistency(Be *be, const char *uuid)
-{
-    const Held *held;
-    BeConsistency consistency;
-
-    g_mutex_lock(&be->freezes->lock);
-    held = g_hash_table_lookup(be->freezes->held, uuid);
-    consistency = held ? held->consistency : BE_CONSISTENCY_CRASH;
-    if (consistency == BE_CONSISTENCY_APPLICATION
-        && g_get_real_time() - held->since_us > VSS_HOLDS_US) {
-        consistency = BE_CONSISTENCY_CRASH;
-    }
-    g_mutex_unlock(&be->freezes->lock);
-    return consistency;
-}
-
-gboolean be_freeze_print(Be *be, const char *uuid, GString *out)
-{
-    const Held *held;
-
-    g_mutex_lock(&be->freezes->lock);
-    held = g_hash_table_lookup(be->freezes->held, uuid);
-    if (held) {
-        g_string_append_printf(out, "kind: freeze\nobject: guest file systems\nseconds-left: %d\n",
-                               (int)MAX(0, (held->since_us - g_get_real_time()) / G_USEC_PER_SEC
-                                               + (gint64)held->seconds));
-    }
-    g_mutex_unlock(&be->freezes->lock);
-    return held != NULL;
-}
-
-static gboolean drop_held(Be *be, const char *uuid)
-{
-    gboolean held;
-
-    g_mutex_lock(&be->freezes->lock);
-    held = g_hash_table_remove(be->freezes->held, uuid);
-    g_mutex_unlock(&be->freezes->lock);
-    return held;
-}
-
-/* The time is up: on the timer thread. */
-static gboolean held_too_long(gpointer data)
-{
-    const Later *later = data;
-    BeEvent event = {.kind = BE_EVENT_WARNING, .time_us = g_get_real_time(),
-                     .domain_uuid = later->uuid, .errnum = ETIMEDOUT,
-                     .text = "the time of the freeze is up; the guest is being thawed"};
-
-    be_query(later->be, thaw_on_worker, g_strdup(later->uuid), g_free);
-    be_notify(later->be, &event);
-    drop_held(later->be, later->uuid);
-    return G_SOURCE_REMOVE;
-}
-
-typedef struct {
-    char *uuid;
-    char **mountpoints;
-    guint seconds;
-} Command;
-
-static void command_free(gpointer data)
-{
-    Command *command = data;
-
-    g_free(command->uuid);
-    g_strfreev(command->mountpoints);
-    g_free(command);
-}
-
-static gboolean run_freeze(Be *be, BeJob *job, gpointer data, GError **error)
-{
-    const Command *command = data;
-    g_autoptr(BeVirDomain) domain = be_conn_domain(be->action_conn, command->uuid, error);
-    BeConsistency means;
-    Held *held;
-
-    if (!domain || be_job_is_cancelled(job)
-        || !be_freeze_begin(be, domain, command->uuid, (const char *const *)command->mountpoints,
-                            command->seconds * 1000 + WATCHDOG_GRACE_MS, &means, error)) {
-        if (error && !*error) {
-            g_set_error(error, BE_ERROR, ECANCELED, "cancelled");
-        } else if (error && (*error)->code == BE_FREEZE_LOST) {
-            (*error)->code = EHOSTDOWN;
-        }
-        return FALSE;
-    }
-    if (!be_job_no_return(job)) {
-        be_freeze_end(be, domain, command->uuid, NULL);
-        g_set_error(error, BE_ERROR, ECANCELED, "cancelled, and thawed");
-        return FALSE;
-    }
-    held = g_new0(Held, 1);
-    held->since_us = g_get_real_time();
-    held->seconds = command->seconds;
-    /* Some of the file systems are not the disk. */
-    held->consistency = command->mountpoints ? BE_CONSISTENCY_CRASH : means;
-    g_mutex_lock(&be->freezes->lock);
-    held->timer = thaw_later(be, command->uuid, command->seconds * 1000, held_too_long);
-    g_hash_table_insert(be->freezes->held, g_strdup(command->uuid), held);
-    g_mutex_unlock(&be->freezes->lock);
-    return TRUE;
-}
-
-static gboolean run_thaw(Be *be, BeJob *job G_GNUC_UNUSED, gpointer data, GError **error)
-{
-    const Command *command = data;
-    g_autoptr(BeVirDomain) domain = be_conn_domain(be->action_conn, command->uuid, error);
-
-    if (!domain || !be_freeze_end(be, domain, command->uuid, error)) {
-        return FALSE;
-    }
-    drop_held(be, command->uuid);
-    return TRUE;
-}
-
-static Command *command_new(const char *uuid, const char *const *mountpoints, guint seconds)
-{
-    Command *command = g_new0(Command, 1);
-
-    command->uuid = g_strdup(uuid);
-    command->mountpoints = g_strdupv((char **)mountpoints);
-    command->seconds = seconds;
-    return command;
-}
-
-BeJob *be_domain_freeze(Be *be, const char *uuid, const char *const *mountpoints, guint seconds,
-                        BeDone done, gpointer user)
-{
-    if (be->read_only) {
-        return be_job_refuse(be, g_error_new(BE_ERROR, EROFS, "this mount is read-only"), done,
-                             user);
-    }
-    if (be_freeze_is_held(be, uuid)) {
-        return be_job_refuse(be,
-                             g_error_new(BE_ERROR, EBUSY,
-                                         "the guest is frozen already; write 'thaw' first"),
-                             done, user);
-    }
-    return be_job_submit(be, uuid, BE_JOB_AT_ONCE, "freeze", run_freeze,
-                         command_new(uuid, mountpoints, seconds), command_free, done, user);
-}
-
-BeJob *be_domain_thaw(Be *be, const char *uuid, BeDone done, gpointer user)
-{
-    if (be->read_only) {
-        return be_job_refuse(be, g_error_new(BE_ERROR, EROFS, "this mount is read-only"), done,
-                             user);
-    }
-    return be_job_submit(be, uuid, BE_JOB_WAITS, "thaw", run_thaw, command_new(uuid, NULL, 0),
-                         command_free, done, user);
 }
 
 /* ---- Start and stop ------------------------------------------------------------------------ */
@@ -568,31 +411,11 @@ void be_freezes_recover(Be *be)
         const char *uuid = g_ptr_array_index(marks, i);
         g_autofree char *running = be_jobs_running(be, uuid);
 
-        /* What is marked by an action that runs now is that one's to thaw. */
-        if (!running && !be_freeze_is_held(be, uuid)) {
-            thaw_on_worker(be, (gpointer)uuid);
+        /* What is marked by an action that runs now is that one's to thaw; what failed has
+         * its timer. */
+        if (!running && !be_freeze_is_held(be, uuid)
+            && !is_in(be, be->freezes->retried, uuid)) {
+            thaw_marked(be, uuid, FALSE);
         }
-    }
-}
-
-static void thawed_at_stop(const GError *error, gpointer user G_GNUC_UNUSED)
-{
-    if (error) {
-        g_warning("a guest may be frozen: %s", error->message);
-    }
-}
-
-void be_freezes_end_all(Be *be)
-{
-    g_auto(GStrv) uuids = NULL;
-
-    g_mutex_lock(&be->freezes->lock);
-    uuids = (char **)g_hash_table_get_keys_as_array(be->freezes->held, NULL);
-    for (guint i = 0; uuids[i]; i++) {
-        uuids[i] = g_strdup(uuids[i]);
-    }
-    g_mutex_unlock(&be->freezes->lock);
-    for (guint i = 0; uuids[i]; i++) {
-        be_job_unref(be_domain_thaw(be, uuids[i], thawed_at_stop, NULL));
     }
 }

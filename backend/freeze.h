@@ -20,7 +20,7 @@ void be_freezes_free(BeFreezes *freezes);
  * @watch_ms: when the watchdog thaws it, if nobody has
  * @ret_means: what the freeze of all file systems means, while it lasts
  *
- * Blocks, about 10 s at most; action workers, one per domain.
+ * Blocks, about 20 s at most (an agent that dies of it); action workers, one per domain.
  * Returns: TRUE; the guest is frozen, and be_freeze_end() must follow.  FALSE:
  *   EBUSY (somebody else has frozen it; it is left so), EHOSTDOWN (no agent),
  *   EINVAL (not running), ETIMEDOUT, EIO...; a thaw was sent, and will be again,

@@ -65,11 +65,16 @@ gboolean be_host_qemu_identity(Be *be, virConnectPtr conn, const char *dac_label
 }
 
 /* "driver[+transport]://[server]/path": a server means another host. */
-gboolean be_host_is_local(Be *be)
+gboolean be_host_uri_is_local(const char *uri)
 {
-    const char *rest = strstr(be->uri, "://");
+    const char *rest = strstr(uri, "://");
 
     return !rest || rest[3] == '/' || rest[3] == '\0' || rest[3] == '?';
+}
+
+gboolean be_host_is_local(Be *be)
+{
+    return be_host_uri_is_local(be->uri);
 }
 
 static char *make_capabilities(Be *be G_GNUC_UNUSED, virConnectPtr conn,

@@ -271,6 +271,7 @@ gboolean be_host_qemu_identity(Be *be, virConnectPtr conn, const char *dac_label
  * be_host_is_local: whether the images and sockets of the host are files here.
  */
 gboolean be_host_is_local(Be *be);
+gboolean be_host_uri_is_local(const char *uri);
 
 /* ---- space.c ------------------------------------------------------------------ */
 

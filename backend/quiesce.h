@@ -23,7 +23,7 @@ typedef struct {
  * @agent: whether the guest's agent is there to be asked
  *
  * Freezes the guest where that is wanted and possible.  One that a command of ours
- * holds frozen already is as good.  Blocks, 5 s at most; action workers.
+ * holds frozen already is as good.  Blocks as be_freeze_begin(); action workers.
  *
  * Returns: whether to go on: frozen, or not frozen and that is allowed.  FALSE with
  * BE_QUIESCE_REQUIRE: as be_freeze_begin(); with BE_QUIESCE_TRY, too: EHOSTDOWN, the

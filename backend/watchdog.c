@@ -92,9 +92,10 @@ static gboolean process_thaw(Process *process, const Watched *watched)
 
         return err && err->code == VIR_ERR_NO_DOMAIN;
     }
-    /* libvirt, where it can, has found an agent that is back by the second try. */
+    /* libvirt, where it can, has found an agent that is back by the second try.  While the
+     * other end lives, it does this, and must not wait for us. */
     over = be_freeze_thaw_once(domain, &error) || virDomainIsActive(domain) == 0
-           || (watched->tries > 0 && be_freeze_agent_is_gone(error)
+           || (process->alone && watched->tries > 0 && be_freeze_agent_is_gone(error)
                && be_channel_thaw_past_libvirt(domain, NULL));
     virDomainFree(domain);
     return over;
