@@ -64,6 +64,7 @@ void fs_file_close(FsFile *file)
     g_hash_table_remove(fs->files, file);
     g_mutex_unlock(&fs->files_lock);
     g_atomic_int_add(&fs->open_files, -1);
+    g_atomic_int_add(&fs->streamed_files, file->streamed ? -1 : 0);
     fs_file_unref(file);
 }
 

@@ -27,6 +27,7 @@ struct FsFile {
     GBytes *text;              /* ATTR */
     FsControl *control;        /* CONTROL */
     BeReader *reader;          /* STREAM */
+    gboolean streamed;         /* STREAM: counted in fs->streamed_files; set before its open */
     BeFileReader *guest;       /* GUEST: a file */
     FsGuestList *list;         /* GUEST: a directory */
     FsFeedCursor cursor;       /* FEED */

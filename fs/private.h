@@ -75,6 +75,7 @@ struct Fs {
     gint kernel_ready;         /* atomic: INIT was answered */
     gint requests;             /* atomic counters for stats */
     gint open_files;
+    gint streamed_files;       /* atomic: those that are read once, from start to end */
 };
 
 /**

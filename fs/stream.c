@@ -16,12 +16,8 @@
 #define WAIT_MS 1000
 #define WAIT_SLOW_MS 5000
 
-/*
- * Programs that read a file once, from start to end, in pieces as large as st_blksize: past
- * the page cache these take a sixth less time (contrib/bench/RESULTS.md).  Of a file
- * with holes they read smaller ones.  A hint that changes no byte; whoever calls himself so
- * without being it is only slower.
- */
+/* Programs that read a file once, from start to end.  A hint that changes no byte; whoever
+ * calls himself so without being it is only slower. */
 static const char *const streaming_programs[] = {"cp", NULL};
 
 static gboolean is_streamed(const FsReq *req)
@@ -29,8 +25,26 @@ static gboolean is_streamed(const FsReq *req)
     g_autofree char *path = g_strdup_printf("/proc/%d/comm", (int)req->caller.pid);
     g_autofree char *name = NULL;
 
-    return (req->node->def->flags & FS_DENSE) && g_file_get_contents(path, &name, NULL, NULL)
+    return g_file_get_contents(path, &name, NULL, NULL)
            && g_strv_contains(streaming_programs, g_strchomp(name));
+}
+
+/*
+ * The page cache costs a copy, and what others have in it.  A file without holes is read by
+ * st_blksize, 1 MiB, so it is not worth that.  One with holes is read by 128 KiB, each a
+ * wake-up, which the kernel's read-ahead hides; but only as long as there are processors
+ * for it, two for each stream (contrib/bench/RESULTS.md).
+ */
+static gboolean is_past_page_cache(const FsReq *req, FsFile *file)
+{
+    gint others;
+
+    if (!is_streamed(req)) {
+        return FALSE;
+    }
+    file->streamed = TRUE;
+    others = g_atomic_int_add(&req->fs->streamed_files, 1);
+    return (req->node->def->flags & FS_DENSE) || (guint)others * 2 >= g_get_num_processors();
 }
 
 /* ---- Streams whose size is to be found out --------------------------------- */
@@ -113,7 +127,7 @@ static void open_prepared(FsReq *req)
      * the kernel has cached of it is right for every opener.
      */
     req->fi.keep_cache = 1;
-    req->fi.direct_io = (req->fi.flags & O_DIRECT) || is_streamed(req);
+    req->fi.direct_io = is_past_page_cache(req, file) || (req->fi.flags & O_DIRECT);
     fs_req_open(req, file);
     fs_req_unref(req);
 }
