@@ -4,9 +4,10 @@
  *
  * Lines, from us: "arm UUID MILLISECONDS", "disarm UUID"; each is answered by
  * "ok" or "no TEXT".  One request at a time: `lock` is held from the request to
- * its answer, which the process gives within its own limits.
+ * its answer.
  *
- * The process has one thread and no event loop.
+ * The process has one thread and no event loop.  Each thaw is a child of its own, so that
+ * a guest whose agent hangs holds up no other.
  */
 #include "backend/watchdog.h"
 
@@ -33,6 +34,10 @@
 #define RETRY_MAX_MS 8000
 #define TRIES 60
 
+/* Of one try; longer than libvirt waits for what somebody else does to the guest. */
+#define TRY_SECONDS 60
+#define CHILD_POLL_MS 20
+
 struct BeWatchdog {
     GMutex lock;
     int fd;                    /* guarded by lock */
@@ -46,6 +51,7 @@ typedef struct {
     char *uuid;
     gint64 due_us;             /* monotonic */
     guint tries;
+    pid_t thawing;             /* a child of ours, or 0 */
 } Watched;
 
 typedef struct {
@@ -56,10 +62,20 @@ typedef struct {
     gboolean alone;            /* the other end is gone */
 } Process;
 
+static void stop_thawing(Watched *watched)
+{
+    if (watched->thawing > 0) {
+        kill(watched->thawing, SIGKILL);
+        (void)waitpid(watched->thawing, NULL, 0);
+        watched->thawing = 0;
+    }
+}
+
 static void watched_free(gpointer data)
 {
     Watched *watched = data;
 
+    stop_thawing(watched);
     g_free(watched->uuid);
     g_free(watched);
 }
@@ -92,10 +108,9 @@ static gboolean process_thaw(Process *process, const Watched *watched)
 
         return err && err->code == VIR_ERR_NO_DOMAIN;
     }
-    /* libvirt, where it can, has found an agent that is back by the second try.  While the
-     * other end lives, it does this, and must not wait for us. */
+    /* libvirt, where it can, has found an agent that is back by the second try. */
     over = be_freeze_thaw_once(domain, &error) || virDomainIsActive(domain) == 0
-           || (process->alone && watched->tries > 0 && be_freeze_agent_is_gone(error)
+           || (watched->tries > 0 && be_freeze_agent_is_gone(error)
                && be_channel_thaw_past_libvirt(domain, NULL));
     virDomainFree(domain);
     return over;
@@ -125,6 +140,7 @@ static const char *process_arm(Process *process, const char *uuid, guint after_m
         watched->uuid = g_strdup(uuid);
         g_ptr_array_add(process->watched, watched);
     }
+    stop_thawing(watched);
     watched->due_us = g_get_monotonic_time() + (gint64)after_ms * 1000;
     watched->tries = 0;
     return "ok\n";
@@ -170,21 +186,55 @@ static void process_read(Process *process)
     }
 }
 
+/* With a connection of its own: two processes cannot share ours. */
+static void start_thawing(const Process *process, Watched *watched)
+{
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        Process child = {.fd = -1, .uri = process->uri};
+
+        close(process->fd);
+        alarm(TRY_SECONDS);
+        _exit(process_thaw(&child, watched) ? 0 : 1);
+    }
+    watched->thawing = pid;
+}
+
+/* Whether a try has ended; it may not even have begun.  @ret_over: no other is needed. */
+static gboolean has_ended(Watched *watched, gboolean *ret_over)
+{
+    int status = -1;
+    pid_t pid = watched->thawing > 0 ? waitpid(watched->thawing, &status, WNOHANG) : -1;
+
+    if (pid == 0) {
+        return FALSE;
+    }
+    watched->thawing = 0;
+    *ret_over = pid > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    return TRUE;
+}
+
+static gboolean is_due(const Process *process, const Watched *watched)
+{
+    return watched->due_us <= g_get_monotonic_time() || (process->alone && watched->tries == 0);
+}
+
 /* Thaws whose time has come; one that fails comes again, later and later. */
 static void process_work(Process *process)
 {
     for (guint i = process->watched->len; i > 0; i--) {
         Watched *watched = g_ptr_array_index(process->watched, i - 1);
-        gint64 now_us = g_get_monotonic_time();
         guint wait_ms = MIN(RETRY_FIRST_MS << MIN(watched->tries, 4), RETRY_MAX_MS);
+        gboolean over = FALSE;
 
-        if (!process->alone && watched->due_us > now_us) {
+        if (watched->thawing == 0 && is_due(process, watched)) {
+            start_thawing(process, watched);
+        }
+        if (watched->thawing == 0 || !has_ended(watched, &over)) {
             continue;
         }
-        if (process->alone && watched->tries > 0 && watched->due_us > now_us) {
-            continue;
-        }
-        if (process_thaw(process, watched) || ++watched->tries > TRIES) {
+        if (over || ++watched->tries > TRIES) {
             g_ptr_array_remove_index_fast(process->watched, i - 1);
         } else {
             watched->due_us = g_get_monotonic_time() + (gint64)wait_ms * 1000;
@@ -199,6 +249,9 @@ static int process_pause_ms(const Process *process)
     for (guint i = 0; i < process->watched->len; i++) {
         const Watched *watched = g_ptr_array_index(process->watched, i);
 
+        if (watched->thawing > 0) {
+            return CHILD_POLL_MS;
+        }
         first_us = MIN(first_us, watched->due_us);
     }
     if (first_us == G_MAXINT64) {

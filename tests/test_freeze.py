@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -269,6 +270,22 @@ def test_daemon_and_watchdog_die(guest: Guest, mount) -> None:                  
     remount(mount, mnt)
     wait_for(lambda: is_thawed(guest), 5, "thawed by the next start")
     wait_for(lambda: not job_files(), 5, "no mark in the journal")
+
+
+def test_guest_that_hangs_holds_up_no_other(make_guest, mnt: Mount) -> None:
+    """Its watchdog is the others', too."""
+    hung, other = make_guest(), make_guest()
+    hung.run("(sleep 2; kill -STOP $(pidof qemu-ga); sleep 12; kill -CONT $(pidof qemu-ga)) "
+             ">/dev/null 2>&1 &")
+    control(mnt, hung).write_text("freeze timeout=3\n")
+    now = collection(mnt, other) / "now"
+    until = time.monotonic() + 14
+    while time.monotonic() < until:
+        now.mkdir()
+        assert text(now / "consistency") == "filesystem"
+        now.rmdir()
+    wait_for(lambda: is_thawed(hung), 20, "thawed")
+    wait_for(lambda: not marks() and len(watchdogs()) == 1, 30, "at rest")
 
 
 def test_no_freeze_without_a_watchdog(guest: Guest, mnt: Mount) -> None:
