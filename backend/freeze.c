@@ -29,6 +29,9 @@
 /* A hook in the guest may freeze after we gave up: thaw again by then. */
 #define LATE_FREEZE_MS 12000
 
+/* The freeze itself takes up to 5 s, which are not those of the window. */
+#define FREEZE_TAKES_MS 7000
+
 /* As often a thaw that failed is sent again, as long as it takes. */
 #define RETRY_MS 5000
 
@@ -351,7 +354,7 @@ gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
         return FALSE;
     }
     be_crash_point("freeze", "mark", "after");
-    if (!be_watchdog_arm(be->freezes->watchdog, uuid, watch_ms, error)) {
+    if (!be_watchdog_arm(be->freezes->watchdog, uuid, MAX(watch_ms, FREEZE_TAKES_MS), error)) {
         if (!was_marked) {
             be_journal_unmark(be, uuid);
         }
@@ -368,8 +371,7 @@ gboolean be_freeze_begin(Be *be, virDomainPtr domain, const char *uuid,
     }
     be_freeze_bound_agent(domain, FALSE);
     be_crash_point("freeze", "call", "after");
-    /* The time counts from now on: the freeze itself may have taken most of it. */
-    if (frozen > 0 && be_watchdog_arm(be->freezes->watchdog, uuid, watch_ms, &freeze_error)) {
+    if (frozen > 0 && be_watchdog_extend(be->freezes->watchdog, uuid, watch_ms, &freeze_error)) {
         window_begins(be, uuid);
         return TRUE;
     }

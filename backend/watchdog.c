@@ -2,8 +2,8 @@
  *
  * watchdog.c - the process that thaws, and our end of its socket.
  *
- * Lines, from us: "arm UUID MILLISECONDS", "disarm UUID"; each is answered by
- * "ok" or "no TEXT".  One request at a time: `lock` is held from the request to
+ * Lines, from us: "arm UUID MILLISECONDS", "extend UUID MILLISECONDS", "disarm UUID";
+ * each is answered by "ok" or "no TEXT".  One request at a time: `lock` is held from the request to
  * its answer.
  *
  * The process has one thread and no event loop.  Each thaw is a child of its own, so that
@@ -52,6 +52,7 @@ typedef struct {
     gint64 due_us;             /* monotonic */
     guint tries;
     pid_t thawing;             /* a child of ours, or 0 */
+    gboolean disarmed;         /* goes with its child */
 } Watched;
 
 typedef struct {
@@ -62,20 +63,10 @@ typedef struct {
     gboolean alone;            /* the other end is gone */
 } Process;
 
-static void stop_thawing(Watched *watched)
-{
-    if (watched->thawing > 0) {
-        kill(watched->thawing, SIGKILL);
-        (void)waitpid(watched->thawing, NULL, 0);
-        watched->thawing = 0;
-    }
-}
-
 static void watched_free(gpointer data)
 {
     Watched *watched = data;
 
-    stop_thawing(watched);
     g_free(watched->uuid);
     g_free(watched);
 }
@@ -128,19 +119,23 @@ static Watched *process_find(Process *process, const char *uuid)
     return NULL;
 }
 
-static const char *process_arm(Process *process, const char *uuid, guint after_ms)
+/* A thaw that is under way cannot be called back from libvirt, whoever dies here. */
+static const char *process_arm(Process *process, const char *uuid, guint after_ms,
+                               gboolean frozen)
 {
     Watched *watched = process_find(process, uuid);
 
     if (!process_connect(process)) {
         return "no libvirt cannot be reached\n";
     }
+    if ((watched && watched->thawing > 0) || (frozen && (!watched || watched->tries > 0))) {
+        return "no the guest is being thawed\n";
+    }
     if (!watched) {
         watched = g_new0(Watched, 1);
         watched->uuid = g_strdup(uuid);
         g_ptr_array_add(process->watched, watched);
     }
-    stop_thawing(watched);
     watched->due_us = g_get_monotonic_time() + (gint64)after_ms * 1000;
     watched->tries = 0;
     return "ok\n";
@@ -152,12 +147,17 @@ static const char *process_command(Process *process, const char *line)
     unsigned after_ms;
 
     if (sscanf(line, "arm %36s %u", uuid, &after_ms) == 2) {
-        return process_arm(process, uuid, after_ms);
+        return process_arm(process, uuid, after_ms, FALSE);
+    }
+    if (sscanf(line, "extend %36s %u", uuid, &after_ms) == 2) {
+        return process_arm(process, uuid, after_ms, TRUE);
     }
     if (sscanf(line, "disarm %36s", uuid) == 1) {
         Watched *watched = process_find(process, uuid);
 
-        if (watched) {
+        if (watched && watched->thawing > 0) {
+            watched->disarmed = TRUE;
+        } else if (watched) {
             g_ptr_array_remove_fast(process->watched, watched);
         }
         return "ok\n";
@@ -234,7 +234,7 @@ static void process_work(Process *process)
         if (watched->thawing == 0 || !has_ended(watched, &over)) {
             continue;
         }
-        if (over || ++watched->tries > TRIES) {
+        if (over || watched->disarmed || ++watched->tries > TRIES) {
             g_ptr_array_remove_index_fast(process->watched, i - 1);
         } else {
             watched->due_us = g_get_monotonic_time() + (gint64)wait_ms * 1000;
@@ -299,6 +299,9 @@ static void process_start(int fd, const char *uri)
     for (gsize i = 0; i < G_N_ELEMENTS(ignored); i++) {
         signal(ignored[i], SIG_IGN);
     }
+    /* Whoever started us may have ignored these, which children inherit. */
+    signal(SIGCHLD, SIG_DFL);
+    signal(SIGALRM, SIG_DFL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     (void)close_range((unsigned)kept + 1, ~0U, 0);
@@ -367,27 +370,35 @@ static gboolean ask_locked(BeWatchdog *watchdog, const char *line, GError **erro
     return TRUE;
 }
 
-gboolean be_watchdog_arm(BeWatchdog *watchdog, const char *uuid, guint after_ms, GError **error)
+static gboolean ask_of(BeWatchdog *watchdog, const char *verb, const char *uuid, guint after_ms,
+                       GError **error)
 {
-    g_autofree char *line = g_strdup_printf("arm %s %u", uuid, after_ms);
-    gboolean armed;
+    g_autofree char *line = g_strdup_printf("%s %s %u", verb, uuid, after_ms);
+    gboolean done;
 
     g_mutex_lock(&watchdog->lock);
-    armed = ask_locked(watchdog, line, error);
+    done = ask_locked(watchdog, line, error);
     g_mutex_unlock(&watchdog->lock);
-    return armed;
+    return done;
+}
+
+gboolean be_watchdog_arm(BeWatchdog *watchdog, const char *uuid, guint after_ms, GError **error)
+{
+    return ask_of(watchdog, "arm", uuid, after_ms, error);
+}
+
+gboolean be_watchdog_extend(BeWatchdog *watchdog, const char *uuid, guint after_ms, GError **error)
+{
+    return ask_of(watchdog, "extend", uuid, after_ms, error);
 }
 
 void be_watchdog_disarm(BeWatchdog *watchdog, const char *uuid)
 {
-    g_autofree char *line = g_strdup_printf("disarm %s", uuid);
     g_autoptr(GError) error = NULL;
 
-    g_mutex_lock(&watchdog->lock);
-    if (!ask_locked(watchdog, line, &error)) {
+    if (!ask_of(watchdog, "disarm", uuid, 0, &error)) {
         g_warning("%s", error->message);
     }
-    g_mutex_unlock(&watchdog->lock);
 }
 
 void be_watchdog_free(BeWatchdog *watchdog)

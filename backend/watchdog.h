@@ -24,9 +24,18 @@ BeWatchdog *be_watchdog_new(const char *uri, GError **error);
  * be_watchdog_arm: from now on @uuid is thawed @after_ms from now, or when we
  * are gone.  Arming again moves the time.  Blocks until the process has said
  * that it can reach libvirt, at most 5 s; workers.
- * Returns: FALSE: EHOSTUNREACH, ETIMEDOUT, EIO (the process is gone).
+ * Returns: FALSE: EHOSTUNREACH (or a thaw of it is under way), ETIMEDOUT, EIO (the process
+ *   is gone).
  */
 gboolean be_watchdog_arm(BeWatchdog *watchdog, const char *uuid, guint after_ms, GError **error);
+
+/**
+ * be_watchdog_extend: the guest is frozen now; its time counts from here.
+ * Returns: FALSE, EHOSTUNREACH: that was up already, and it is being thawed; the rest as
+ *   above.
+ */
+gboolean be_watchdog_extend(BeWatchdog *watchdog, const char *uuid, guint after_ms,
+                            GError **error);
 
 /**
  * be_watchdog_disarm: the guest is thawed; it is no longer watched.
