@@ -67,8 +67,6 @@ static void chunk_free(BeChunk *chunk)
     if (--slab->chunks == 0) {
         munmap(slab->base, SLAB_BYTES);
         g_free(slab);
-    } else {
-        (void)madvise(chunk->transfer.buffer, BE_CHUNK_SIZE, MADV_DONTNEED);
     }
     g_free(chunk);
 }
@@ -143,9 +141,13 @@ void be_chunk_drop_locked(BeChunk *chunk)
     /* Spares are for readers that will come back for them. */
     if (stream->readers.length > 0 && stream->spare->len < BE_POOL_BYTES / BE_CHUNK_SIZE) {
         g_ptr_array_add(stream->spare, chunk);
-    } else {
-        chunk_free(chunk);
+        return;
     }
+    /* Without readers the rest of its slab goes, too, and takes the pages with it. */
+    if (stream->readers.length > 0) {
+        (void)madvise(chunk->transfer.buffer, BE_CHUNK_SIZE, MADV_DONTNEED);
+    }
+    chunk_free(chunk);
 }
 
 /*

@@ -19,7 +19,7 @@
  * when it looks.
  *
  * For guests that are known to be frozen by us, and only when libvirt has said that there
- * is no agent.  Blocks, 15 s at most where QEMU's monitor answers; workers and the
+ * is no agent.  Blocks, 20 s at most where QEMU's monitor answers; workers and the
  * watchdog's process, of which one at a time does something: EBUSY for the other.
  * Returns: whether the guest is thawed.  FALSE: EBUSY, EOPNOTSUPP (no such channel on
  *   this host), ETIMEDOUT (no agent answers), EIO and others of socket(7).
